@@ -1,0 +1,1 @@
+"""Kafka: the local broker, topics, partitions, producer with its spool, and consumer."""

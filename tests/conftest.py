@@ -1,0 +1,31 @@
+"""Fixtures that all tests share: what a machine lacks is one visible skip, and a failure where everything is required."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+
+def lacking(reason: str) -> None:
+    """Skip with `reason`; under K2TEST_REQUIRE_ALL=1 fail instead."""
+    if os.environ.get("K2TEST_REQUIRE_ALL") == "1":
+        pytest.fail(f"K2TEST_REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that finds a free TCP port of 127.0.0.1, outside the range that Ray's workers take."""
+
+    def find() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if not 10002 <= port <= 19999:
+                return port
+
+    return find
