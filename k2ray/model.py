@@ -1,7 +1,7 @@
 """5. The tables' columns as Arrow schemas: trades and quotes, on the wire and at rest.
 
-The wire schema is the table's columns plus `sequence_from` (exclusive start of the ids that a row covers; the row covers
-(sequence_from, source_sequence]). Strings that repeat travel as dictionaries. Prices and quantities are decimal(38,18)
+The wire schema is the table's columns plus `sequence_from`, the exclusive start of the ids that a row covers:
+(sequence_from, source_sequence]. Strings that repeat travel as dictionaries. Prices and quantities are decimal(38,18)
 from wire to answer, since narrower decimals overflow on real quantities (12345678901.5) or truncate real prices.
 
 Next in the flow: `wire/codec.py` turns batches of these schemas into bytes.
