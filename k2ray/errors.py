@@ -44,6 +44,14 @@ class ExchangeUnavailable(TryAgain):
     """An exchange refused or dropped a connection; reconnect with backoff."""
 
 
+class SupervisorUnavailable(TryAgain):
+    """An actor, usually the supervisor, does not live or does not answer in time."""
+
+
+class RayUnavailable(TryAgain):
+    """No Ray cluster answers, or it refuses our token; the message says which."""
+
+
 class WorldMoved(K2rayError):
     """The committed offsets are not the ones this batch starts from: somebody else committed.
 
