@@ -1,0 +1,80 @@
+"""What all our Kafka clients share: quiet logs, and librdkafka's errors mapped to k2ray's.
+
+confluent-kafka prints a line per refused connection unless it is given a logger; ours writes to the process's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from k2ray.errors import BrokerUnavailable, K2rayError, OperatorNeeded
+
+# Below the `k2ray` logger, so it goes where that goes; without configured logs a NullHandler keeps the terminal clean.
+LIBRARY_LOG = logging.getLogger("k2ray.librdkafka")
+LIBRARY_LOG.addHandler(logging.NullHandler())
+LIBRARY_LOG.setLevel(logging.ERROR)
+
+_NEEDS_A_PERSON = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - the library names its local errors so
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - the library names its local errors so
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - the library names its local errors so
+    KafkaError._SSL,  # noqa: SLF001 - the library names its local errors so
+}
+
+
+def client_config(
+    bootstrap: str, options: Mapping[str, str], error_cb: Callable[[KafkaError], None] | None = None
+) -> dict[str, Any]:
+    """Return the configuration that every client starts from: address, quick reconnects, quiet, then the user's.
+
+    Args:
+        bootstrap: HOST:PORT[,HOST:PORT].
+        options: `kafka.options` of the settings; they win.
+        error_cb: Called (from the client's poll) when brokers come and go; nothing is lost by ignoring it.
+    """
+    return {
+        "bootstrap.servers": bootstrap,
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+        "error_cb": error_cb or _ignore,
+        "logger": LIBRARY_LOG,
+        **options,
+    }
+
+
+def admin_client(bootstrap: str, options: Mapping[str, str]) -> AdminClient:
+    """Return a client for questions about cluster and topics."""
+    return AdminClient(client_config(bootstrap, options))
+
+
+def map_error(error: KafkaException, doing: str) -> K2rayError:
+    """Return what a Kafka error means to the caller, as an exception to raise.
+
+    Args:
+        error: What confluent-kafka raised.
+        doing: What was tried, for the message: "Kafka could not <doing>".
+    """
+    cause = error.args[0] if error.args else None
+    text = f"Kafka could not {doing}: {cause.str() if isinstance(cause, KafkaError) else error}"
+    if isinstance(cause, KafkaError) and cause.code() in _NEEDS_A_PERSON:
+        return OperatorNeeded(text)
+    return BrokerUnavailable(text)
+
+
+def _ignore(_error: KafkaError) -> None:
+    """Connections come and go; calls that need an answer have deadlines of their own."""

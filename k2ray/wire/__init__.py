@@ -1,0 +1,1 @@
+"""What travels in Kafka: record batches and seals as bytes."""
