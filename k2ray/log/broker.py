@@ -120,7 +120,7 @@ class LocalBroker:
             OperatorNeeded: Its own file broker.json cannot be read.
         """
         with self._turn():
-            known = self._read()
+            known = self._find()
             if known is not None and self._process(known) is not None:
                 self._wait_ready(known, timeout_s)
                 return dataclasses.replace(known, adopted=True)
@@ -144,7 +144,7 @@ class LocalBroker:
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Stop the broker: SIGTERM, and SIGKILL after `timeout_s`. Returns whether one was running."""
         with self._turn():
-            known = self._read()
+            known = self._find()
             process = None if known is None else self._process(known)
             if process is None:
                 return False
@@ -166,6 +166,8 @@ class LocalBroker:
         command += [f"-XX:ErrorFile={self._folder}/hs_err_%p.log", "-cp", f"{jars}/*"]
         command += [f"-Dlog4j2.configurationFile={self._folder}/log4j2.properties"]
         address = BrokerAddress(f"127.0.0.1:{port}", 0, f"127.0.0.1:{controller}", cluster_id)
+        # Written before anything happens, so that a start which dies half way is found by the next one.
+        self._write(address)
         self._format(command, properties, cluster_id)
         with (self._folder / "stdout.log").open("wb") as output:
             child = subprocess.Popen(
@@ -236,6 +238,18 @@ class LocalBroker:
             if said:
                 return f"it said: {said[-1000:]} (log: {self._layout.logs / 'kafka.log'})"
         return f"its log: {self._layout.logs / 'kafka.log'}"
+
+    def _find(self) -> BrokerAddress | None:
+        """Return what broker.json says, corrected where a start died between making the process and noting its pid."""
+        known = self._read()
+        if known is None or self._process(known) is not None:
+            return known
+        for process in psutil.process_iter():
+            found = dataclasses.replace(known, pid=process.pid)
+            if self._process(found) is not None:
+                self._write(found)
+                return found
+        return known
 
     def _process(self, known: BrokerAddress) -> psutil.Process | None:
         """Return the broker's process if it lives; another process that got its pid is not ours."""
