@@ -1,0 +1,294 @@
+"""8. Kafka in: records of assigned partitions in batches, each with its offset and leader epoch.
+
+Nothing is remembered in Kafka: no group, no commits. A reader is told where to start, and a position that the log no
+longer has (retention passed it, or the broker lost its end) is an `OffsetLost` with the log's bounds, never a silent
+jump. While the broker is away `poll` returns nothing and reconnects by itself; questions raise `BrokerUnavailable`.
+
+Not its job: what the bytes mean (`wire/codec.py`), which rows are new (`ledger/`). Next in the flow: `ledger/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+
+from k2ray.errors import BrokerUnavailable, K2rayError, OperatorNeeded
+from k2ray.log.client import admin_client, client_config, map_error
+
+PartitionKey = tuple[str, int]
+"""Topic and partition."""
+
+ANSWER_TIMEOUT_S = 15.0
+
+# What librdkafka reads ahead, per reader: some 100,000 rows, a tenth of a second of the writer's work.
+READ_AHEAD_BYTES = 16_777_216
+
+_LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
+_AWAY = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}  # noqa: SLF001
+_GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}  # noqa: SLF001
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where to read on.
+
+    Attributes:
+        offset: Of the next record; 0 is the very first that the topic ever had.
+        leader_epoch: Of the record before it, so that a log which was cut and regrown is noticed; None: not known.
+    """
+
+    offset: int
+    leader_epoch: int | None = None
+
+
+class LogRecord(NamedTuple):
+    """One record as it came, undecoded.
+
+    Attributes:
+        topic: Its topic.
+        partition: Its partition.
+        offset: Its offset.
+        leader_epoch: Of the leader that wrote it; None where Kafka does not say.
+        timestamp_us: When the producer made it, UTC microseconds (Kafka keeps milliseconds); 0 if not known.
+        value: Its bytes.
+        headers: Name and bytes of each header.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    leader_epoch: int | None
+    timestamp_us: int
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class TopicIds:
+    """What tells a topic from another one of the same name: its id; and its number of partitions."""
+
+    topic_id: str
+    partitions: int
+
+
+@dataclass(frozen=True)
+class ClusterIds:
+    """What tells a Kafka from another one: cluster id, and ids of the topics that exist (others are left out)."""
+
+    cluster_id: str
+    topics: dict[str, TopicIds]
+
+
+class OffsetLost(K2rayError):
+    """The log does not have the wanted offset: never skip it silently, record the hole or the rewind.
+
+    `low` above `wanted`: retention (or somebody's delete) passed us, rows [wanted, low) are lost. `high` below
+    `wanted`: the broker lost its end, acknowledged records included. Neither: the log was cut and has grown anew since.
+
+    Attributes:
+        key: Topic and partition.
+        wanted: The offset that was asked for.
+        low: First offset that the log has.
+        high: Its end.
+    """
+
+    def __init__(self, key: PartitionKey, wanted: int, low: int, high: int, said: str = "") -> None:
+        super().__init__(f"{key[0]}[{key[1]}] does not have offset {wanted}: it has [{low}, {high}). {said}".rstrip())
+        self.key = key
+        self.wanted = wanted
+        self.low = low
+        self.high = high
+
+
+class LogReader:
+    """Reads assigned partitions; use it from one thread at a time.
+
+    Args:
+        bootstrap: HOST:PORT[,HOST:PORT].
+        options: More librdkafka options (`kafka.options`); they win.
+        client_id: Name in the broker's log and metrics.
+        read_ahead_bytes: What may be fetched before it is asked for.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        client_id: str = "k2ray-reader",
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._options = dict(options or {})
+        self._next: dict[PartitionKey, int] = {}
+        self._bad: tuple[PartitionKey, KafkaError] | None = None
+        self._reachable = True
+        config: dict[str, Any] = {
+            **client_config(bootstrap, {}, self._on_error),
+            "client.id": client_id,
+            "group.id": "k2ray-none",  # librdkafka wants a name; nothing is ever committed to it
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": False,
+            "check.crcs": True,
+            "fetch.wait.max.ms": 100,
+            "fetch.max.bytes": max(read_ahead_bytes, 8_388_608),
+            "max.partition.fetch.bytes": 4_194_304,
+            "queued.max.messages.kbytes": read_ahead_bytes // 1024,
+            "queued.min.messages": 100_000,
+            # 1 s by default: a full read-ahead would pause the partition for that long, however fast we read.
+            "fetch.queue.backoff.ms": 5,
+            **self._options,
+        }
+        self._consumer = Consumer(config)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last that was heard of the brokers was good. For status; reading copes by itself."""
+        return self._reachable
+
+    def assign(self, positions: Mapping[PartitionKey, Position]) -> None:
+        """Read these partitions from these positions on, and no others.
+
+        Raises:
+            BrokerUnavailable: The client refused; repeat.
+        """
+        wanted = []
+        for (topic, partition), position in positions.items():
+            if position.leader_epoch is None:
+                wanted.append(TopicPartition(topic, partition, position.offset))
+            else:
+                wanted.append(TopicPartition(topic, partition, position.offset, leader_epoch=position.leader_epoch))
+        self._next = {key: position.offset for key, position in positions.items()}
+        self._bad = None
+        try:
+            self._consumer.assign(wanted)
+        except KafkaException as error:
+            raise map_error(error, f"assign {len(wanted)} partitions") from error
+
+    def poll(self, max_records: int = 1000, timeout_s: float = 0.1) -> list[LogRecord]:
+        """Return what is there, at most `max_records`; wait up to `timeout_s` for the first one only.
+
+        Records of one partition come in order and without a hole. An empty list says nothing new, or broker away.
+
+        Raises:
+            OffsetLost: The log does not have the wanted offset; the exception has its bounds.
+            OperatorNeeded: The topic is gone.
+            BrokerUnavailable: Another error of Kafka; repeat.
+        """
+        if self._bad is not None:
+            (key, error), self._bad = self._bad, None
+            raise self._meaning(key, error)
+        # consume(n, timeout) would wait the whole timeout for the n-th record.
+        messages: list[Any] = self._consumer.consume(1, timeout_s)
+        if messages and max_records > 1:
+            messages += self._consumer.consume(max_records - 1, 0)
+        records: list[LogRecord] = []
+        for message in messages:
+            if message.error() is not None:
+                self._note((message.topic(), message.partition()), message.error())
+                continue
+            record = _record(message)
+            self._next[record.topic, record.partition] = record.offset + 1
+            records.append(record)
+        if records:
+            self._reachable = True
+        elif self._bad is not None:
+            return self.poll(max_records, timeout_s)
+        return records
+
+    def watermarks(self, key: PartitionKey, *, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[int, int]:
+        """Ask the broker for a partition's first offset and its end (the next record's offset).
+
+        This is a round trip (and a slow one while a fetch waits): not for the hot path; see `log/lag.py`.
+
+        Raises:
+            BrokerUnavailable: No answer.
+            OperatorNeeded: There is no such topic or partition.
+        """
+        try:
+            answer = self._consumer.get_watermark_offsets(TopicPartition(*key), timeout=timeout_s)
+        except KafkaException as error:
+            raise map_error(error, f"tell the bounds of {key[0]}[{key[1]}]") from error
+        if answer is None:
+            raise BrokerUnavailable(f"Kafka did not tell the bounds of {key[0]}[{key[1]}]")
+        return int(answer[0]), int(answer[1])
+
+    def cached_end(self, key: PartitionKey) -> int | None:
+        """Return the partition's end as of the last fetch, without asking anybody; None before the first fetch."""
+        answer = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
+        return int(answer[1]) if answer is not None and answer[1] >= 0 else None
+
+    def cluster(self, topics: Sequence[str], *, timeout_s: float = ANSWER_TIMEOUT_S) -> ClusterIds:
+        """Ask for the ids of the cluster and of those of `topics` that exist.
+
+        Raises:
+            BrokerUnavailable: No answer.
+        """
+        admin = admin_client(self._bootstrap, self._options)
+        try:
+            cluster_id = admin.describe_cluster(request_timeout=timeout_s).result().cluster_id
+            futures = admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s) if topics else {}
+        except KafkaException as error:
+            raise map_error(error, f"say who it is ({self._bootstrap})") from error
+        found: dict[str, TopicIds] = {}
+        for name, future in futures.items():
+            try:
+                description = future.result()
+            except KafkaException as error:
+                if error.args[0].code() in _GONE:
+                    continue
+                raise map_error(error, f"describe topic {name}") from error
+            found[name] = TopicIds(str(description.topic_id), len(description.partitions))
+        return ClusterIds(str(cluster_id), found)
+
+    def close(self) -> None:
+        """Leave. A second call does nothing."""
+        try:
+            self._consumer.close()
+        except RuntimeError:
+            return
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in _AWAY:
+            self._reachable = False
+
+    def _note(self, key: PartitionKey, error: KafkaError) -> None:
+        """Keep an error for the next poll, so that records read beside it are not lost with it."""
+        if error.code() in _AWAY:
+            self._reachable = False
+        elif self._bad is None:
+            self._bad = (key, error)
+
+    def _meaning(self, key: PartitionKey, error: KafkaError) -> K2rayError:
+        where = f"{key[0]}[{key[1]}]"
+        if error.code() in _LOST and key in self._next:
+            low, high = self.watermarks(key)
+            return OffsetLost(key, self._next[key], low, high, str(error.str()))
+        if error.code() in _GONE:
+            return OperatorNeeded(f"Kafka has no partition {where} any more: {error.str()}")
+        return BrokerUnavailable(f"reading {where}: {error.str()}")
+
+
+def _record(message: Any) -> LogRecord:
+    kind, milliseconds = message.timestamp()
+    return LogRecord(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.leader_epoch(),
+        0 if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds * 1000,
+        message.value() or b"",
+        message.headers() or [],
+    )
