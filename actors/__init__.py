@@ -1,1 +1,1 @@
-"""Ray actors: shells that give k2ray's objects a process, a name and a supervisor. All Ray calls of the write path live here."""
+"""Ray actors: shells that give k2ray's objects a process, a name and a supervisor."""

@@ -1,12 +1,16 @@
-"""Fixtures that all tests share: what a machine lacks is one visible skip, and a failure where everything is required."""
+"""Fixtures that all tests share: what a machine lacks is a visible skip, and a failure where everything is required."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.support.ray_cluster import SmallCluster, prepare_environment, small_cluster
+
+prepare_environment()
 
 
 def lacking(reason: str) -> None:
@@ -29,3 +33,10 @@ def free_port() -> Callable[[], int]:
                 return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[SmallCluster]:
+    """One small Ray cluster for the whole session; this process is its driver."""
+    with small_cluster() as cluster:
+        yield cluster

@@ -1,0 +1,89 @@
+"""What every supervised actor has in common: an idempotent `run()`, a health report, a drain. A plain class.
+
+`run()` starts the work at the first call and attaches to it at every later one, so that a restarted supervisor calls it
+again without disturbing anything. `health()` is answered from threads of its own: it may only read.
+
+Not its job: being made remote (`actors/edge.py`), being restarted (`actors/supervisor.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from actors.names import ActorName
+from k2ray.layout import DataDir
+from k2ray.logs import configure_logs, get_logger
+from k2ray.settings import Settings
+
+
+def pid_space() -> str:
+    """Return where this process's pid means something: host and pid namespace. Signals reach no further."""
+    try:
+        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+class Child:
+    """A process with a name, work to do until told otherwise, and a report.
+
+    Args:
+        name: `role:what#generation`.
+        settings_json: All settings, as `Settings.to_json` gives them: actors have the raylet's environment, not ours.
+    """
+
+    turn_limit_s = 30.0
+    """How old the last turn of the main loop may be before the supervisor takes it for stuck."""
+
+    def __init__(self, name: str, settings_json: str) -> None:
+        self.name = ActorName.parse(name)
+        self.settings = Settings.from_json(settings_json)
+        self.layout = DataDir(self.settings.data_dir)
+        configure_logs(self.layout.logs, name)
+        self.log = get_logger("actors").bind(role=self.name.role)
+        self.stopping = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._process = psutil.Process()
+        self._turned_s = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until drained; every caller sees the same end, and the real exception."""
+        if self._task is None:
+            self.log.info("run")
+            self._task = asyncio.create_task(self.main())
+        await asyncio.shield(self._task)
+
+    async def main(self) -> None:
+        """Do the work; return soon after `stopping` is set."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Tell the work to finish what it holds and end; returns at once, `run()` returns when it has."""
+        self.log.info("drain")
+        self.stopping.set()
+
+    async def health(self) -> dict[str, Any]:
+        """Report: pid, node, memory, age of the last turn of the main loop, and what the role adds."""
+        return {
+            "pid": os.getpid(),
+            "node": pid_space(),
+            "rss_bytes": self._process.memory_info().rss,
+            "turn_age_s": time.monotonic() - self._turned_s,
+            "turn_limit_s": self.turn_limit_s,
+            **self.report(),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Return the role's own numbers; called from another thread, so it only reads."""
+        return {}
+
+    def turn(self) -> None:
+        """Note that the main loop is turning."""
+        self._turned_s = time.monotonic()

@@ -1,0 +1,161 @@
+"""The one place where plain classes become Ray actors, and where Ray's calls and exceptions end.
+
+Everything above it works with `ActorName`s and k2ray's own errors. `num_cpus=0` throughout: our actors mostly wait, and
+with one CPU each a laptop would be full at the third. Children have `max_restarts=0`: the supervisor makes a new
+generation itself, with backoff and a record of why, which Ray's own restarts have not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from actors.child import pid_space
+from actors.lives import Fault
+from actors.names import SUPERVISOR, ActorName
+from k2ray.errors import BadInput, OperatorNeeded, SupervisorUnavailable
+
+HEALTH_GROUP = "health"
+"""Health questions have their own threads: in the loop of an overloaded feed they took 0.8 s instead of 11 ms."""
+
+_KEPT = {"lifetime": "detached", "num_cpus": 0, "max_task_retries": 0, "max_concurrency": 100}
+
+CHILD_CLASSES = {
+    "feed": "actors.feed:FeedActor",
+    "writer": "actors.writer:WriterActor",
+    "upkeep": "actors.upkeep:UpkeepActor",
+}
+"""Role -> the class that lives it. A wanted state may name others, which is how tests supervise small ones."""
+
+
+def load_class(path: str) -> type[Any]:
+    """Return the class that `module:Class` names."""
+    module, _, name = path.partition(":")
+    loaded: type[Any] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+def _make_remote(plain: type[Any], health_methods: Iterable[str]) -> Any:
+    for method in health_methods:
+        ray.method(concurrency_group=HEALTH_GROUP)(getattr(plain, method))
+    options: dict[str, Any] = {"concurrency_groups": {HEALTH_GROUP: 2}}
+    return ray.remote(**options)(plain)
+
+
+def start_child(name: ActorName, class_path: str, settings_json: str, namespace: str) -> Any:
+    """Make a new actor of this name; returns its handle at once, before it is up."""
+    remote = _make_remote(load_class(class_path), ["health"])
+    options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0)
+    return remote.options(**options).remote(str(name), settings_json)
+
+
+def start_supervisor(namespace: str, data_dir: str) -> Any:
+    """Make the supervisor, or find the one that lives; Ray itself restarts it, with these same arguments."""
+    remote = _make_remote(load_class("actors.supervisor:Supervisor"), ["status"])
+    options = dict(_KEPT, name=SUPERVISOR, namespace=namespace, max_restarts=-1, get_if_exists=True)
+    return remote.options(**options).remote(data_dir)
+
+
+def find(name: str, namespace: str) -> Any:
+    """Return the handle of a living actor.
+
+    Raises:
+        SupervisorUnavailable: No actor of this name lives (also for other names than the supervisor's).
+    """
+    try:
+        return ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        raise SupervisorUnavailable(f"no actor {name!r} lives in namespace {namespace}") from None
+    except RayError as error:
+        raise SupervisorUnavailable(f"actor {name!r} cannot be looked up: {first_line(error)}") from error
+
+
+def list_children(namespace: str) -> frozenset[ActorName]:
+    """Return the names of all living children of a namespace."""
+    found = set()
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == namespace:
+            with contextlib.suppress(BadInput):
+                found.add(ActorName.parse(entry["name"]))
+    return frozenset(found)
+
+
+def ask(handle: Any, method: str, *arguments: Any, timeout_s: float) -> Any:
+    """Call a method and wait for the answer, for scripts and threads.
+
+    Raises:
+        SupervisorUnavailable: No answer in time, or the actor died.
+    """
+    try:
+        return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout_s)
+    except GetTimeoutError:
+        raise SupervisorUnavailable(f"no answer to {method}() within {timeout_s:g} s") from None
+    except RayActorError as error:
+        raise SupervisorUnavailable(f"died before it answered {method}(): {first_line(error)}") from error
+
+
+def why_ended(error: BaseException) -> tuple[str, Fault]:
+    """Say why a `run()` ended, for people, and what kind of end that is."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        fault = Fault.OPERATOR if isinstance(cause, OperatorNeeded) else Fault.CRASH
+        return f"{type(cause).__name__}: {first_line(cause)}", fault
+    if isinstance(error, OutOfMemoryError):
+        return "killed by Ray: the node ran out of memory", Fault.NODE
+    if isinstance(error, ActorDiedError | ActorUnavailableError):
+        return f"its process died ({_exit_detail(error)})", Fault.CRASH
+    return f"{type(error).__name__}: {first_line(error)}", Fault.CRASH
+
+
+def _exit_detail(error: BaseException) -> str:
+    for line in str(error).splitlines():
+        if "exit" in line.lower() or "killed" in line.lower():
+            return line.strip()[:200]
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def kill(name: str, namespace: str, pid: int | None, node: str | None) -> None:
+    """Make an actor's process go away: by SIGKILL where it is ours to signal, then by Ray.
+
+    `ray.kill` alone takes 5 s for a stopped process and frees the name before the process is gone; SIGTERM would make
+    an actor deaf without ending its work.
+    """
+    if pid is not None and node == pid_space() and is_actor_process(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ValueError, RayError):
+        ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+
+
+def is_actor_process(pid: int) -> bool:
+    """Whether the pid is a Ray worker's, so that a reused number of somebody else's is never killed."""
+    try:
+        return any(part.startswith("ray::") for part in psutil.Process(pid).cmdline()[:1])
+    except psutil.Error:
+        return False
+
+
+RAY_ERRORS = (RayError, ValueError)
+"""What a call on an actor may raise that is not the actor's own doing."""

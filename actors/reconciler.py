@@ -1,0 +1,298 @@
+"""The supervisor's decisions, without Ray: wanted and living actors, their health and history -> instructions.
+
+Tell it what happened (`handle`), ask it what to do (`decide`). Time is an argument and so is chance. Rules:
+
+1. A wanted child without a life is started, as the generation after the highest ever seen.
+2. A living actor that nobody knows is attached to (a restarted supervisor adopts this way, without disturbing it), and
+   drained afterwards if it is not wanted.
+3. A life that is silent for the health timeout, whose loop does not turn, or that is not up in time is killed.
+4. Two generations alive: the newest that answers stays, the older ones are drained.
+5. A life that ended is followed by the next one after exponential backoff with full jitter. Too many crashes within the
+   window, or an error that only a person may resolve: the child is failed, and the others go on.
+6. A new epoch of wanted state (`k2ray up` once more) forgives: failed children are started again.
+7. Stopping: stage by stage (feeds, writers, upkeep), each drained within its deadline or killed; nothing is started.
+
+Silence is only held against a child while the supervisor itself was awake.
+
+Not its job: making, asking and killing actors (`actors/supervisor.py`), Ray (`actors/edge.py`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from actors.lives import (
+    Answered,
+    Ask,
+    Attach,
+    Child,
+    Drain,
+    Ended,
+    Event,
+    Fault,
+    Instruction,
+    Kill,
+    Life,
+    Listed,
+    Phase,
+    Start,
+)
+from actors.names import ActorName, drain_stage
+from k2ray.settings import Supervision
+
+
+class Reconciler:
+    """Decides what to do with the actors; pure.
+
+    Args:
+        policy: When to act.
+        chance: Where jitter comes from.
+    """
+
+    def __init__(self, policy: Supervision, chance: random.Random) -> None:
+        self._policy = policy
+        self._chance = chance
+        self._children: dict[str, Child] = {}
+        self._epoch: int | None = None
+        self._gone: set[ActorName] = set()
+        self._listed = False
+        self._awake_s: float | None = None
+        self._ended: list[Kill] = []
+        self._known_pids: dict[ActorName, int] = {}
+        self.stopping = False
+
+    # --- what happened
+
+    def want(self, names: Iterable[str], epoch: int) -> None:
+        """Set the logical names that should live; a new epoch forgives what failed."""
+        wanted = list(names)
+        forgive = self._epoch is not None and epoch != self._epoch
+        self._epoch = epoch
+        for logical in wanted:
+            child = self._children.setdefault(logical, Child(logical))
+            child.wanted = True
+            if forgive:
+                child.failed = False
+                child.crashes.clear()
+                child.start_at_s = 0.0
+        for logical, child in self._children.items():
+            child.wanted = logical in wanted
+
+    def stop(self) -> None:
+        """Drain everything, stage by stage, and start nothing any more."""
+        self.stopping = True
+
+    def handle(self, event: Event, now_s: float) -> None:
+        """Take note of an event; what follows from it is in the next `decide`."""
+        match event:
+            case Listed(names):
+                self._note_listed(names, now_s)
+            case Answered(name, health):
+                self._note_answer(name, health, now_s)
+            case Ended(name, reason, fault):
+                self._end(name, reason, fault, now_s)
+
+    # --- what to do
+
+    def decide(self, now_s: float) -> list[Instruction]:
+        """Return what to do now, each instruction once."""
+        self._forgive_own_sleep(now_s)
+        todo: list[Instruction] = list(self._ended)
+        self._ended = []
+        for child in list(self._children.values()):
+            for life in list(child.lives.values()):
+                if life.adopted and not life.attached:
+                    life.attached = True
+                    todo.append(Attach(life.name))
+                verdict = self._verdict(life, now_s)
+                if verdict:
+                    todo.append(self._kill(child, life, verdict, now_s))
+                elif life.asked_s is None or (
+                    life.heard_s >= life.asked_s and now_s - life.asked_s >= self._policy.health_interval_s
+                ):
+                    life.asked_s = now_s
+                    todo.append(Ask(life.name))
+        if self.stopping:
+            todo += self._stop_next_stage(now_s)
+            return todo
+        for child in self._children.values():
+            todo += self._keep_one(child, now_s)
+            if self._may_start(child, now_s):
+                child.generation += 1
+                name = ActorName(child.logical, child.generation)
+                child.lives[child.generation] = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s)
+                todo.append(Start(name))
+        return todo
+
+    @property
+    def children(self) -> Mapping[str, Child]:
+        """Every child known, by logical name; to read, not to change."""
+        return self._children
+
+    @property
+    def settled(self) -> bool:
+        """Whether stopping is complete: no life is left."""
+        return self.stopping and self._listed and not any(child.lives for child in self._children.values())
+
+    def remember(self) -> dict[str, Any]:
+        """Return what the next supervisor should know, as plain values."""
+        return {
+            "epoch": self._epoch,
+            "children": {
+                child.logical: {
+                    "generation": child.generation,
+                    "restarts": child.restarts,
+                    "last_reason": child.last_reason,
+                    "failed": child.failed,
+                    "pids": {str(number): life.pid for number, life in child.lives.items() if life.pid},
+                }
+                for child in self._children.values()
+            },
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take over what an earlier supervisor remembered, before the first `want`."""
+        self._epoch = memory.get("epoch")
+        for logical, known in memory.get("children", {}).items():
+            child = self._children.setdefault(logical, Child(logical, wanted=False))
+            child.generation = int(known.get("generation", 0))
+            child.restarts = int(known.get("restarts", 0))
+            child.last_reason = str(known.get("last_reason", ""))
+            child.failed = bool(known.get("failed", False))
+            for number, pid in known.get("pids", {}).items():
+                self._known_pids[ActorName(logical, int(number))] = int(pid)
+
+    # --- the rules
+
+    def _note_listed(self, names: frozenset[ActorName], now_s: float) -> None:
+        self._listed = True
+        self._gone &= names
+        for name in sorted(names - self._gone):
+            child = self._children.setdefault(name.logical, Child(name.logical, wanted=False))
+            child.generation = max(child.generation, name.generation)
+            if name.generation not in child.lives:
+                life = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s, adopted=True)
+                life.pid = self._known_pids.get(name)
+                child.lives[name.generation] = life
+
+    def _note_answer(self, name: ActorName, health: Mapping[str, Any], now_s: float) -> None:
+        life = self._life(name)
+        if life is None:
+            return
+        life.heard_s = now_s
+        life.health = health
+        life.pid = health.get("pid")
+        life.node = health.get("node")
+        if life.phase is Phase.STARTING:
+            life.phase = Phase.RUNNING
+            life.since_s = now_s
+
+    def _verdict(self, life: Life, now_s: float) -> str:
+        """Say why this life must be killed; empty if it may live."""
+        policy = self._policy
+        if life.phase is Phase.DRAINING:
+            spent = now_s - life.since_s
+            return f"not drained within {policy.drain_timeout_s:g} s" if spent > policy.drain_timeout_s else ""
+        if life.phase is Phase.STARTING and not life.adopted:
+            spent = now_s - life.since_s
+            return f"not up within {policy.start_timeout_s:g} s" if spent > policy.start_timeout_s else ""
+        if now_s - life.heard_s > policy.health_timeout_s:
+            return f"silent for {policy.health_timeout_s:g} s"
+        turn_age_s = float(life.health.get("turn_age_s", 0.0))
+        if turn_age_s > float(life.health.get("turn_limit_s", policy.health_timeout_s)):
+            return f"its loop has not turned for {turn_age_s:.0f} s"
+        return ""
+
+    def _keep_one(self, child: Child, now_s: float) -> list[Instruction]:
+        """Drain what is not wanted, and the generations older than the newest that answers."""
+        answering = [number for number, life in child.lives.items() if life.phase is Phase.RUNNING]
+        keep = max(answering, default=0) if child.wanted else max(child.lives, default=0) + 1
+        reason = "a newer generation runs" if child.wanted else "not wanted any more"
+        return [
+            self._drain(life, reason, now_s)
+            for number, life in child.lives.items()
+            if number < keep and life.phase is not Phase.DRAINING
+        ]
+
+    def _stop_next_stage(self, now_s: float) -> list[Instruction]:
+        """Drain the first stage that still has lives; the later ones wait for it."""
+        lives = [life for child in self._children.values() for life in child.lives.values()]
+        if not lives:
+            return []
+        stage = min(drain_stage(life.name.role) for life in lives)
+        return [
+            self._drain(life, "the system stops", now_s)
+            for life in lives
+            if drain_stage(life.name.role) == stage and life.phase is not Phase.DRAINING
+        ]
+
+    def _drain(self, life: Life, reason: str, now_s: float) -> Drain:
+        life.phase = Phase.DRAINING
+        life.since_s = now_s
+        return Drain(life.name, reason)
+
+    def _may_start(self, child: Child, now_s: float) -> bool:
+        # Before the first listing a living generation may be unknown: starting would double it.
+        return self._listed and child.wanted and not child.failed and not child.lives and now_s >= child.start_at_s
+
+    def _kill(self, child: Child, life: Life, reason: str, now_s: float) -> Kill:
+        draining = life.phase is Phase.DRAINING
+        self._forget(child, life.name)
+        if draining:
+            child.last_reason = reason
+        else:
+            self._count(child, reason, Fault.CRASH, now_s)
+        return Kill(life.name, life.pid, life.node, reason)
+
+    def _end(self, name: ActorName, reason: str, fault: Fault, now_s: float) -> None:
+        child = self._children.get(name.logical)
+        life = self._life(name)
+        if child is None or life is None:
+            return
+        draining = life.phase is Phase.DRAINING
+        self._forget(child, name)
+        # The end of run() is not the end of its process.
+        self._ended.append(Kill(name, life.pid, life.node, "drained" if draining else reason))
+        if draining and fault is not Fault.OPERATOR:
+            child.last_reason = child.last_reason or "drained"
+        else:
+            self._count(child, reason, fault, now_s)
+
+    def _forget(self, child: Child, name: ActorName) -> None:
+        del child.lives[name.generation]
+        self._gone.add(name)
+
+    def _count(self, child: Child, reason: str, fault: Fault, now_s: float) -> None:
+        policy = self._policy
+        child.last_reason = reason
+        child.restarts += 1
+        if fault is Fault.OPERATOR:
+            child.failed = True
+            return
+        while child.crashes and now_s - child.crashes[0] > policy.crash_loop_s:
+            child.crashes.popleft()
+        if fault is Fault.CRASH:
+            child.crashes.append(now_s)
+        if len(child.crashes) >= policy.crash_loop_restarts:
+            child.failed = True
+            child.last_reason = f"{len(child.crashes)} crashes within {policy.crash_loop_s:g} s, the last: {reason}"
+            return
+        doublings = min(max(len(child.crashes) - 1, 0), 30)
+        bound_s = min(policy.backoff_max_s, policy.backoff_initial_s * 2**doublings)
+        child.start_at_s = now_s + self._chance.uniform(0.0, bound_s)
+
+    def _forgive_own_sleep(self, now_s: float) -> None:
+        """Shift all deadlines by the time that the supervisor itself was not running (stopped, suspended, starved)."""
+        slept_s = now_s - self._awake_s if self._awake_s is not None else 0.0
+        self._awake_s = now_s
+        if slept_s > self._policy.health_timeout_s / 2:
+            for child in self._children.values():
+                for life in child.lives.values():
+                    life.heard_s += slept_s
+                    life.since_s += slept_s
+
+    def _life(self, name: ActorName) -> Life | None:
+        child = self._children.get(name.logical)
+        return child.lives.get(name.generation) if child else None

@@ -1,0 +1,73 @@
+"""What `status` says: the reconciler's children and their last reports as plain values. Pure.
+
+The keys of an actor are a contract: name, role, generation, state, pid, restarts, last_reason, rss_bytes, rate,
+lag_trades, lag_s, data_age_s. Roles add their own below `detail`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+from actors.lives import Child
+from actors.names import SUPERVISOR, ActorName
+from actors.reconciler import Reconciler
+
+MEASURES = ("rss_bytes", "rate", "lag_trades", "lag_s", "data_age_s")
+_HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "gaps", *MEASURES}
+
+
+def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int) -> dict[str, Any]:
+    """Return the picture of the whole system.
+
+    Args:
+        reconciler: Who is asked.
+        broker: The local broker's state; None where there is none of ours.
+        births: How often a supervisor was born in this system.
+    """
+    children = [child for child in reconciler.children.values() if child.wanted or child.lives]
+    gaps = [gap for child in children for life in child.lives.values() for gap in life.health.get("gaps", ())]
+    return {
+        "level": 0,
+        "actors": [_supervisor(births), *(_actor(child) for child in children)],
+        "gaps": gaps,
+        "broker": broker,
+        "stopping": reconciler.stopping,
+        "settled": reconciler.settled,
+    }
+
+
+def _supervisor(births: int) -> dict[str, Any]:
+    measures: dict[str, Any] = dict.fromkeys(MEASURES)
+    measures["rss_bytes"] = psutil.Process().memory_info().rss
+    return {
+        "name": SUPERVISOR,
+        "role": SUPERVISOR,
+        "generation": births,
+        "state": "running",
+        "pid": os.getpid(),
+        "restarts": births - 1,
+        "last_reason": "",
+        **measures,
+        "detail": {},
+    }
+
+
+def _actor(child: Child) -> dict[str, Any]:
+    life = child.newest
+    health: Mapping[str, Any] = life.health if life is not None else {}
+    name = life.name if life is not None else ActorName(child.logical, child.generation)
+    return {
+        "name": str(name),
+        "role": name.role,
+        "generation": name.generation,
+        "state": child.state,
+        "pid": life.pid if life is not None else None,
+        "restarts": child.restarts,
+        "last_reason": child.last_reason,
+        **{measure: health.get(measure) for measure in MEASURES},
+        "detail": {key: value for key, value in health.items() if key not in _HEALTH_OWN},
+    }

@@ -1,0 +1,255 @@
+"""The supervisor: a thin Ray shell around `actors/reconciler.py`. A plain class, made remote in `actors/edge.py`.
+
+Its loop starts in `__init__`, which Ray runs again after every crash of it: nobody outside has to start it. It reads
+what is wanted from a file, lists what lives, and carries out the reconciler's instructions, each in a task of its own,
+so that one slow call never holds up the others. It also keeps the local broker alive, by its pid file.
+
+`system_status` is how everybody else asks it, with a deadline: Ray notices when a supervisor dies, not when it hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from actors import edge
+from actors.broker_keeper import BrokerKeeper
+from actors.child import pid_space
+from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
+from actors.names import SUPERVISOR, ActorName
+from actors.reconciler import Reconciler
+from actors.report import describe
+from actors.wanted import Wanted, read_wanted, write_private
+from k2ray.clock import SystemClock
+from k2ray.errors import K2rayError, SupervisorUnavailable
+from k2ray.layout import DataDir
+from k2ray.logs import configure_logs, get_logger
+from k2ray.settings import Settings
+
+LIST_INTERVAL_S = 1.0
+"""How often Ray is asked who lives; only strays and lost lives are found this way, so it need not be quick."""
+
+STATUS_STALE_S = 15.0
+"""A status older than this means that the supervisor's loop hangs while its process lives."""
+
+
+def system_status(namespace: str, timeout_s: float) -> dict[str, Any]:
+    """Ask the supervisor for the state of all actors.
+
+    Args:
+        namespace: `DataDir.namespace`.
+        timeout_s: Longest wait.
+
+    Returns:
+        `level`, `actors` (a list as in `status --json`), `gaps`, `broker`, `stopping`, `settled`, `loop_age_s`.
+
+    Raises:
+        SupervisorUnavailable: It does not live, does not answer in time, or its loop hangs.
+    """
+    status: dict[str, Any] = edge.ask(edge.find(SUPERVISOR, namespace), "status", timeout_s=timeout_s)
+    if status["loop_age_s"] > STATUS_STALE_S:
+        raise SupervisorUnavailable(f"the supervisor's loop has not turned for {status['loop_age_s']:.0f} s")
+    return status
+
+
+class Supervisor:
+    """Keeps the wanted actors alive.
+
+    Args:
+        data_dir: Root of the system that this supervisor belongs to.
+    """
+
+    def __init__(self, data_dir: str) -> None:
+        self._layout = DataDir(Path(data_dir))
+        configure_logs(self._layout.logs, SUPERVISOR)
+        self._log = get_logger("actors.supervisor")
+        self._clock = SystemClock()
+        self._wanted: Wanted | None = None
+        self._wanted_seen: tuple[int, int] | None = None
+        self._reconciler: Reconciler | None = None
+        self._keeper: BrokerKeeper | None = None
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._handles: dict[ActorName, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listed_s = float("-inf")
+        self._listing = False
+        self._remembered = ""
+        self._births = 1
+        self._status: dict[str, Any] = {}
+        self._turned_s = time.monotonic()
+        self._log.info("born", node=pid_space())
+        self._loop_task = asyncio.get_running_loop().create_task(self._loop())
+
+    async def status(self) -> dict[str, Any]:
+        """Return the newest picture; runs in its own thread and only reads."""
+        return {**self._status, "loop_age_s": time.monotonic() - self._turned_s}
+
+    async def changed(self) -> None:
+        """Look at the wanted state at once instead of at the next turn."""
+        self._read_wanted()
+
+    async def _loop(self) -> None:
+        while True:
+            interval_s = 0.25
+            try:
+                self._turn()
+                if self._reconciler is not None:
+                    interval_s = self._settings.supervision.interval_s
+            except Exception:  # noqa: BLE001  one bad turn must not end supervision
+                self._log.exception("turn failed")
+            self._turned_s = time.monotonic()
+            await asyncio.sleep(interval_s)
+
+    def _turn(self) -> None:
+        self._read_wanted()
+        reconciler = self._reconciler
+        if reconciler is None:
+            self._status = {"level": 0, "actors": [], "gaps": [], "broker": None, "stopping": False, "settled": False}
+            return
+        now_s = self._clock.monotonic_s()
+        if now_s - self._listed_s >= LIST_INTERVAL_S and not self._listing:
+            self._listing = True
+            self._spawn(self._list())
+        while not self._events.empty():
+            reconciler.handle(self._events.get_nowait(), now_s)
+        for instruction in reconciler.decide(now_s):
+            self._carry_out(instruction)
+        if self._keeper is not None:
+            self._keeper.tick(now_s)
+        self._remember()
+        self._status = describe(reconciler, self._keeper.status() if self._keeper else None, self._births)
+
+    def _read_wanted(self) -> None:
+        try:
+            stat = (self._layout.run / "wanted.json").stat()
+        except FileNotFoundError:
+            return
+        seen = (stat.st_mtime_ns, stat.st_ino)
+        if seen == self._wanted_seen:
+            return
+        self._wanted_seen = seen
+        wanted = read_wanted(self._layout.run)
+        if wanted is None:
+            return
+        self._wanted = wanted
+        self._settings = Settings.from_json(wanted.settings)
+        if self._reconciler is None:
+            self._reconciler = Reconciler(self._settings.supervision, random.Random())
+            memory = self._recall()
+            self._births = int(memory.get("births", 0)) + 1
+            self._reconciler.recall(memory)
+        self._reconciler.want(wanted.actors, wanted.epoch)
+        if wanted.stopping:
+            self._reconciler.stop()
+        if wanted.local_broker and self._keeper is None:
+            self._keeper = BrokerKeeper(self._layout, self._settings.kafka.heap_bytes)
+        self._log.info("wanted", epoch=wanted.epoch, actors=list(wanted.actors), stopping=wanted.stopping)
+
+    # --- instructions
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        name = instruction.name
+        if not isinstance(instruction, Ask):
+            reason = getattr(instruction, "reason", None)
+            self._log.info(type(instruction).__name__.lower(), child=str(name), reason=reason)
+        match instruction:
+            case Start():
+                self._spawn(self._live(name, new=True))
+            case Attach():
+                self._spawn(self._live(name, new=False))
+            case Ask():
+                self._spawn(self._ask(name))
+            case Drain():
+                self._spawn(self._drain(name))
+            case Kill(pid=pid, node=node):
+                self._handles.pop(name, None)
+                self._spawn(asyncio.to_thread(edge.kill, str(name), self._layout.namespace, pid, node))
+
+    async def _live(self, name: ActorName, *, new: bool) -> None:
+        """Make or find the actor and await its `run()`, once for each life: a task a turn would leak."""
+        try:
+            if new:
+                assert self._wanted is not None
+                arguments = (name, self._wanted.actors[name.logical], self._wanted.settings, self._layout.namespace)
+                handle = await asyncio.to_thread(edge.start_child, *arguments)
+            else:
+                handle = await asyncio.to_thread(edge.find, str(name), self._layout.namespace)
+            self._handles[name] = handle
+            await handle.run.remote()
+        except (*edge.RAY_ERRORS, K2rayError, OSError, ImportError, AttributeError) as error:
+            reason, fault = edge.why_ended(error)
+            self._log.warning("ended", child=str(name), reason=reason)
+            self._events.put_nowait(Ended(name, reason, fault))
+        else:
+            self._events.put_nowait(Ended(name, "its work ended by itself", Fault.CRASH))
+
+    async def _ask(self, name: ActorName) -> None:
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = await self._handle_of(name)
+        if handle is None:
+            return
+        try:
+            health = await handle.health.remote()
+        except (*edge.RAY_ERRORS, OSError) as error:
+            self._log.info("no health", child=str(name), reason=edge.first_line(error))
+            return
+        self._events.put_nowait(Answered(name, health))
+
+    async def _handle_of(self, name: ActorName) -> Any:
+        """Wait until the actor has been made or found; None if that takes too long."""
+        for _ in range(400):
+            if name in self._handles:
+                return self._handles[name]
+            await asyncio.sleep(0.05)
+        return None
+
+    async def _drain(self, name: ActorName) -> None:
+        handle = self._handles.get(name) or await self._handle_of(name)
+        if handle is None:
+            return
+        try:
+            await handle.drain.remote()
+        except (*edge.RAY_ERRORS, OSError) as error:
+            self._log.info("no drain", child=str(name), reason=edge.first_line(error))
+
+    async def _list(self) -> None:
+        try:
+            names = await asyncio.to_thread(edge.list_children, self._layout.namespace)
+            self._events.put_nowait(Listed(names))
+        except edge.RAY_ERRORS as error:
+            self._log.warning("not listed", reason=edge.first_line(error))
+        finally:
+            self._listing = False
+            self._listed_s = self._clock.monotonic_s()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("task failed", reason=repr(error))
+
+    # --- what the next supervisor should know
+
+    def _remember(self) -> None:
+        assert self._reconciler is not None
+        text = json.dumps(self._reconciler.remember() | {"births": self._births}, sort_keys=True)
+        if text != self._remembered:
+            write_private(self._layout.run / "supervisor.json", text)
+            self._remembered = text
+
+    def _recall(self) -> dict[str, Any]:
+        try:
+            memory: dict[str, Any] = json.loads((self._layout.run / "supervisor.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return memory
