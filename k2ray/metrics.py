@@ -1,0 +1,21 @@
+"""Every metric that k2ray exports, one block a module; docs list them, and each has a test that makes it move.
+
+Names are `k2ray_<noun>_<unit>`; prometheus-client adds `_total` to counters.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+# log/producer.py
+PRODUCED_ROWS = Counter("k2ray_produced_rows", "Rows that Kafka has confirmed.", ["topic"])
+PRODUCE_FAILURES = Counter("k2ray_produce_failures", "Records that Kafka did not take in time.", ["topic"])
+PRODUCE_QUEUE_BYTES = Gauge("k2ray_produce_queue_bytes", "Bytes sent to Kafka and not yet confirmed.", ["client"])
+SPOOL_BYTES = Gauge("k2ray_spool_bytes", "Bytes on disk that wait for Kafka.", ["client"])
+SHED_ROWS = Counter("k2ray_shed_rows", "Rows given up since the spool was full.", ["topic"])
+DEAD_LETTERS = Counter(
+    "k2ray_dead_letters", "Frames and records put aside with their raw bytes.", ["exchange", "source"]
+)
+
+# log/lag.py
+BROKER_QUESTIONS = Counter("k2ray_broker_questions", "Times that Kafka was asked for a partition's end.")
