@@ -1,0 +1,309 @@
+"""`k2ray demo`: a simulated exchange, recorded and queried, with the proof at the end.
+
+Everything it starts is its own: a simulator, and a k2ray of its own data folder, port and Ray. It ends after
+`--seconds` or at Ctrl-C, stops all of that and nothing else, and compares ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import typer
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as Grid
+
+from k2ray.errors import K2rayError, TryAgain
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT", "BTCFDUSD")
+DEFAULT_PORT = 8000
+# The simulator's first start makes its certificates; the system's stop drains up to four roles in turn.
+SIM_START_S = 30
+STOP_S = 180
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """The simulated exchange's process and addresses."""
+
+    process: subprocess.Popen[str]
+    ws_url: str
+    rest_url: str
+    ca_file: str
+    truth: Path
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def demo(
+    seconds: float | None = typer.Option(None, "--seconds", min=1, help="Record for this long, then end by itself."),
+    rate: float = typer.Option(500, "--rate", min=1, help="Trades per second that the simulated exchange makes."),
+    data_dir: Path = typer.Option(Path("k2ray-demo"), "--data-dir", help="Where the demo's data go; made anew."),
+    port: int | None = typer.Option(None, "--port", help="The API's port; by default 8000, or a free one if taken."),
+    transport: str = typer.Option("websockets", "--transport", help="How the feed reads: websockets or picows."),
+    seed: int = typer.Option(1, "--seed", help="What the simulated market's content follows from."),
+) -> None:
+    """Record a simulated exchange over TLS, answer questions about it, and prove at the end that nothing is missing."""
+    config = data_dir / "k2ray.yaml"
+    verdict: int = 1
+    with _interruptible():
+        try:
+            _step(f"data folder {data_dir}")
+            _make_empty(data_dir)
+            _step("simulated exchange (Binance's protocol over TLS, with its own CA)")
+            simulator = _start_simulator(data_dir, rate, seed)
+            try:
+                address = f"http://127.0.0.1:{_choose_port(port)}"
+                _write_config(config, simulator, address, transport)
+                try:
+                    _step("k2ray up: broker, topics, tables, Ray, supervisor, feeds, writers, API")
+                    _k2ray("up", config, check=True)
+                    _show_questions(address)
+                    with contextlib.suppress(_Stopped):
+                        _watch(address, seconds)
+                finally:
+                    _step("stopping: the exchange first, then feeds, Kafka, writers, actors, Ray")
+                    _stop_simulator(simulator)
+                    _k2ray("down", config, check=False)
+                verdict = _summary(config, simulator.truth)
+            finally:
+                _stop_simulator(simulator)
+        except _Stopped:
+            console.print("stopped")
+    raise typer.Exit(verdict)
+
+
+def _step(text: str) -> None:
+    console.print(f"[bold cyan]==>[/] {text}", highlight=False)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `_Stopped`, once: what follows is stopping, which further ones do not disturb."""
+
+    def stop(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _make_empty(folder: Path) -> None:
+    """Remove an earlier demo's data, and only that: a folder without our config is somebody else's."""
+    import shutil
+
+    config = folder / "k2ray.yaml"
+    if config.exists():
+        _k2ray("down", config, check=False, quiet=True)
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise K2rayError(f"{folder} is not empty and no earlier demo's; choose another with --data-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _start_simulator(folder: Path, rate: float, seed: int) -> Simulator:
+    truth = folder / "truth.parquet"
+    log = (folder / "sim.log").open("w")
+    command = [sys.executable, "-m", "k2ray.cli", "sim", "--rate", str(rate), "--seed", str(seed)]
+    command += ["--symbols", ",".join(SYMBOLS), "--truth", str(truth), "--ca-dir", str(folder / "ca"), "--port", "0"]
+    # A session of its own: Ctrl-C at the terminal reaches this command alone, which stops things in order.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+    log.close()
+    line = _first_line(process)
+    if not line:
+        process.kill()
+        raise TryAgain(f"the simulator did not start; see {folder / 'sim.log'}")
+    address = json.loads(line)
+    console.print(f"    {address['ws_url']}  {rate:g} trades/s of {', '.join(SYMBOLS)}", highlight=False)
+    return Simulator(process, address["ws_url"], address["rest_url"], address["ca_file"], truth)
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    import select
+
+    stream: IO[str] | None = process.stdout
+    assert stream is not None
+    ready, _, _ = select.select([stream], [], [], SIM_START_S)
+    return stream.readline() if ready else ""
+
+
+def _stop_simulator(simulator: Simulator) -> None:
+    if simulator.process.poll() is None:
+        simulator.process.terminate()
+        try:
+            simulator.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            simulator.process.kill()
+            simulator.process.wait()
+
+
+def _choose_port(wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    for candidate in (DEFAULT_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    raise TryAgain("no free port on 127.0.0.1")
+
+
+def _write_config(config: Path, simulator: Simulator, address: str, transport: str) -> None:
+    settings = {
+        "data_dir": "./data",
+        "tls": {"ca_file": str(Path(simulator.ca_file).resolve())},
+        "ray": {"dashboard": False},
+        "exchanges": {
+            "binance": {
+                "ws_url": simulator.ws_url,
+                "rest_url": simulator.rest_url,
+                "channels": ["trades", "quotes"],
+                "symbols": list(SYMBOLS),
+            }
+        },
+        "feed": {"transport": transport},
+        "api": {"port": int(address.rsplit(":", 1)[1])},
+    }
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def _k2ray(command: str, config: Path, *, check: bool, quiet: bool = False) -> None:
+    """Run another k2ray command in a session of its own, so that Ctrl-C does not cut it in half."""
+    output = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(
+        [sys.executable, "-m", "k2ray.cli", command, "--config", str(config)],
+        start_new_session=True,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        status = process.wait()
+    except _Stopped:
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_S)
+        raise
+    if check and status:
+        raise K2rayError(f"`k2ray {command}` failed with status {status}; see {config.parent / 'data' / 'logs'}")
+
+
+def _show_questions(address: str) -> None:
+    console.print(f"\n[bold]The API is at {address}[/]  (its page of questions: {address}/docs)\n", highlight=False)
+    for path in (
+        "/v1/trades?exchange=binance&symbols=BTCUSDT&limit=3&order=desc",
+        "/v1/bars?exchange=binance&symbols=BTCUSDT,ETHUSDT&interval=10s&limit=4",
+        "/v1/status",
+    ):
+        console.print(f"  curl -s '{address}{path}'", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _watch(address: str, seconds: float | None) -> None:
+    """Show live counters until the time is up or a signal comes."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    last_printed = 0.0
+    with httpx.Client(base_url=address, timeout=5) as client, Live(console=console, transient=False) as live:
+        while deadline is None or time.monotonic() < deadline:
+            status = _ask(client)
+            if console.is_terminal:
+                live.update(_counters(status, deadline))
+            elif time.monotonic() - last_printed > 10:
+                last_printed = time.monotonic()
+                console.print(_line(status), highlight=False)
+            pause = 1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic()))
+            time.sleep(pause)
+
+
+def _ask(client: httpx.Client) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = client.get("/v1/status").json()
+    except (httpx.HTTPError, ValueError) as error:
+        return {"actors": [], "error": str(error)}
+    return answer
+
+
+def _counters(status: dict[str, Any], deadline: float | None) -> Grid:
+    remaining = "Ctrl-C ends it" if deadline is None else f"{max(0.0, deadline - time.monotonic()):.0f} s left"
+    grid = Grid(title=f"recording; {remaining}", title_justify="left")
+    for column in ("actor", "state", "rate/s", "lag (trades)", "restarts", "RSS MB"):
+        grid.add_column(column, justify="left" if column in {"actor", "state"} else "right")
+    for actor in status.get("actors", []):
+        grid.add_row(
+            str(actor.get("name")),
+            str(actor.get("state")),
+            _number(actor.get("rate")),
+            _number(actor.get("lag_trades")),
+            _number(actor.get("restarts")),
+            _number((actor.get("rss_bytes") or 0) / 1e6),
+        )
+    return grid
+
+
+def _line(status: dict[str, Any]) -> str:
+    if "error" in status:
+        return f"    the API did not answer: {status['error']}"
+    parts = [
+        f"{actor.get('name')} {actor.get('state')} {_number(actor.get('rate'))}/s"
+        for actor in status.get("actors", [])
+        if actor.get("rate") is not None
+    ]
+    return "    " + "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _summary(config: Path, truth: Path) -> int:
+    """Print what came of every row; 0 if nothing is lost, duplicated or invented."""
+    from k2ray.lake.catalog import load_table, open_catalog
+    from k2ray.layout import DataDir
+    from k2ray.settings import load_settings
+    from k2ray.sim.audit import audit, freshness_s
+
+    settings = load_settings(config)
+    catalog = open_catalog(settings, DataDir(settings.data_dir))
+    grid = Grid(title="the proof: what the exchange sent against what the table holds, id by id", title_justify="left")
+    for column in ("rows", "sent", "stored", "lost", "duplicated", "invented", "freshness p50", "p99"):
+        grid.add_column(column, justify="left" if column == "rows" else "right")
+    exact = True
+    for name, table_name, channel in (("trades", "trades", "trade"), ("quotes", "quotes", "bookTicker")):
+        table = load_table(catalog, settings, table_name)
+        if table is None:
+            console.print(f"[red]there is no table {table_name}[/]")
+            return 1
+        result = audit(truth, table, channel)
+        exact = exact and result.exact and result.stored > 0
+        fresh = freshness_s(table)
+        numbers = [result.sent, result.stored, result.lost, result.duplicated, result.invented]
+        grid.add_row(name, *map(_number, numbers), *([f"{value:.2f} s" for value in fresh] if fresh else ["", ""]))
+    console.print(grid)
+    console.print("[bold green]exact[/]" if exact else "[bold red]NOT exact[/]")
+    return 0 if exact else 1
