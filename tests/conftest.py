@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from k2ray.errors import MissingProgram
+from tests.support.kafka import TestBroker, local_kafka
 from tests.support.ray_cluster import SmallCluster, prepare_environment, small_cluster
 
 prepare_environment()
@@ -40,3 +43,14 @@ def ray() -> Iterator[SmallCluster]:
     """One small Ray cluster for the whole session; this process is its driver."""
     with small_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[TestBroker]:
+    """One real local Kafka for the whole session. `broker.settings()` gives a test topics of its own."""
+    with contextlib.ExitStack() as stack:
+        try:
+            kafka = stack.enter_context(local_kafka())
+        except MissingProgram as missing:
+            lacking(str(missing))
+        yield kafka
