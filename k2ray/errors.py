@@ -93,3 +93,7 @@ class BadRequest(BadInput):
         self.field = field
         self.reason = reason
         self.status = status
+
+
+class QueryTooLarge(BadInput):
+    """A question that ran too long or needed too much memory: ask for less time, fewer symbols or fewer rows."""

@@ -1,0 +1,1 @@
+"""Questions about the tables: a validated request, a pinned snapshot, the files that matter, exact answers."""

@@ -1,0 +1,73 @@
+"""How a selection becomes SQL over a slice's files: conditions with bound values, the source, total order, one fetch.
+
+Values are bound, never put into SQL text; only names from the table's own schema and keywords of ours are. Columns are
+mapped by name; when columns get renamed, `source_sql` is the place for DuckDB's `schema` option, which maps by field id
+(every file carries them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from k2ray.errors import OperatorNeeded
+from k2ray.query.database import Database
+from k2ray.query.files import Pinned
+from k2ray.query.plan import Slice
+from k2ray.query.request import Selection
+
+
+def source_sql() -> str:
+    """Return the FROM clause over a slice's files, bound as `$files`.
+
+    Hive partitioning is off: folders are named `exchange=...`, and the files' own column counts.
+    """
+    return "read_parquet($files, hive_partitioning = false)"
+
+
+def fetch_source(
+    database: Database, pinned: Pinned, statement: str, values: Mapping[str, Any], part: Slice
+) -> pa.Table:
+    """Run a statement over one slice.
+
+    Raises:
+        OperatorNeeded: The table has delete files, which need a reader that applies them.
+    """
+    if pinned.has_deletes:
+        raise OperatorNeeded("the table has delete files, which queries do not apply yet: rewrite its data files first")
+    return database.fetch(statement, {**values, "files": [_literal(path) for path in part.paths]})
+
+
+def where_sql(selection: Selection, part: Slice) -> tuple[list[str], dict[str, Any]]:
+    """Return the conditions of a selection within a slice, and the values bound to them."""
+    conditions: list[str] = []
+    values: dict[str, Any] = {}
+    starts = [one for one in (selection.start_us, part.start_us) if one is not None]
+    ends = [one for one in (selection.end_us, part.end_us) if one is not None]
+    if starts:
+        conditions.append("timestamp >= make_timestamptz($start_us)")
+        values["start_us"] = max(starts)
+    if ends:
+        conditions.append("timestamp < make_timestamptz($end_us)")
+        values["end_us"] = min(ends)
+    if selection.exchange is not None:
+        conditions.append("exchange = $exchange")
+        values["exchange"] = selection.exchange
+    if selection.symbols:
+        names = [f"symbol_{place}" for place in range(len(selection.symbols))]
+        conditions.append(f"symbol IN ({', '.join('$' + name for name in names)})")
+        values.update(zip(names, selection.symbols, strict=True))
+    if selection.space is not None:
+        conditions.append("(sequence_space = $space OR starts_with(sequence_space, $restarted))")
+        values["space"] = selection.space
+        values["restarted"] = f"{selection.space}#"
+    return conditions, values
+
+
+def _literal(path: str) -> str:
+    """Return a path in which DuckDB sees no pattern."""
+    if not set(path) & set("*?["):
+        return path
+    return "".join(f"[{character}]" if character in "*?[" else character for character in path)
