@@ -20,6 +20,8 @@ LOOK_INTERVAL_S = 1.0
 START_TIMEOUT_S = 90.0
 """A start takes 2 to 4 s here; a log that needs recovery after a kill -9 takes longer on a slow disk."""
 BACKOFF_MAX_S = 30.0
+SILENT_LOOKS = 20
+"""About a minute: a look waits 2 s for an answer and the next one comes a second later."""
 
 
 class BrokerKeeper:
@@ -37,6 +39,7 @@ class BrokerKeeper:
         self._thread: threading.Thread | None = None
         self._next_s = 0.0
         self._failures = 0
+        self._silent = 0
         self._restarts = 0
         self._alive = False
         self._reason = ""
@@ -54,11 +57,21 @@ class BrokerKeeper:
         return {"alive": self._alive, "restarts": self._restarts, "last_reason": self._reason}
 
     def _look(self) -> None:
-        self._alive = LocalBroker(self._layout, self._heap_bytes).status() is not None
+        broker = LocalBroker(self._layout, self._heap_bytes)
+        state = broker.status().state
+        self._alive = state == "running"
         if self._alive:
             self._failures = 0
+            self._silent = 0
             return
-        self._log.warning("broker is gone: starting it")
+        if state == "silent":
+            # It may be starting, recovering its log or starved; only a long silence is held against it.
+            self._silent += 1
+            self._reason = f"does not answer ({self._silent} looks in a row)"
+            if self._silent < SILENT_LOOKS:
+                return
+            broker.stop(timeout_s=5)
+        self._log.warning("broker is gone: starting it", state=state)
         command = [sys.executable, "-m", "actors.broker_keeper", str(self._layout.root), str(self._heap_bytes)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import Coroutine
@@ -242,7 +243,7 @@ class Supervisor:
 
     def _remember(self) -> None:
         assert self._reconciler is not None
-        text = json.dumps(self._reconciler.remember() | {"births": self._births}, sort_keys=True)
+        text = json.dumps(self._reconciler.remember() | {"births": self._births, "pid": os.getpid()}, sort_keys=True)
         if text != self._remembered:
             write_private(self._layout.run / "supervisor.json", text)
             self._remembered = text

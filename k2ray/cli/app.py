@@ -1,0 +1,67 @@
+"""The commands and their options. Each command's work is in a file of its own, imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="k2ray",
+    help="Record live market data into an Iceberg lakehouse, exactly once, and answer questions about it over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Settings file. Default: $K2RAY_CONFIG, else ./k2ray.yaml.", show_default=False
+    ),
+]
+
+
+@app.command()
+def up(
+    config: Config = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and drain on SIGINT or SIGTERM as `down` does.")
+    ] = False,
+) -> None:
+    """Start everything: broker, topics, Ray, supervisor, actors, HTTP. Returns when the API is ready.
+
+    Running it twice is harmless; running it again also brings back actors that were given up as failed.
+    """
+    from k2ray.cli.up import up as run
+
+    run(config, foreground=foreground)
+
+
+@app.command()
+def status(
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds until Ctrl-C.")] = False,
+) -> None:
+    """Show the actors, their rates and lags, and open gaps. Exit status: 0 healthy, 1 degraded, 2 down."""
+    from k2ray.cli.status import status as run
+
+    raise typer.Exit(run(config, as_json=json, watch=watch))
+
+
+@app.command()
+def down(config: Config = None) -> None:
+    """Drain and stop what `up` started: feeds, then writers, then the rest. Never stops a Ray that it joined."""
+    from k2ray.cli.down import down as run
+
+    run(config)
+
+
+@app.command()
+def env(config: Config = None) -> None:
+    """Print the variables with which `ray` and `serve` commands reach this cluster: eval "$(k2ray env)"."""
+    from k2ray.cli.env import env as run
+
+    run(config)

@@ -1,0 +1,226 @@
+"""`k2ray up`: start everything in order; what this call started is undone if a later step fails.
+
+Steps, the same numbers in the body:
+1. broker (local, unless `kafka.bootstrap_servers` is set), 2. topics, 3. catalog, 4. Ray (our own head, or join),
+5. supervisor, told what is wanted, 6. actors, awaited, 7. HTTP, awaited until /ready is 200.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.names import wanted_actors
+from actors.wanted import Wanted, read_wanted, write_wanted
+from k2ray.cli.console import complain, say, step
+from k2ray.cli.down import stop_system
+from k2ray.cli.system import System
+from k2ray.errors import K2rayError, OperatorNeeded, SettingsError, TryAgain
+from k2ray.lake.catalog import open_catalog
+from k2ray.log.broker import LocalBroker
+from k2ray.log.topics import ensure_topics
+from k2ray.settings import Settings
+
+ACTORS_TIMEOUT_S = 120.0
+STATUS_TIMEOUT_S = 10.0
+
+Undo = Callable[[], object]
+
+
+def up(config: Path | None, *, foreground: bool) -> None:
+    """Start the system of a settings file, or say that it runs.
+
+    Raises:
+        K2rayError: A step failed; what had been started by this call is stopped again.
+    """
+    system = System.load(config)
+    stop = _catch_signals() if foreground else None
+    with system.alone():
+        _bring_up(system)
+    if stop is not None:
+        say("Running in the foreground; Ctrl-C drains and stops.")
+        stop.wait()
+        with system.alone():
+            stop_system(system)
+
+
+def _bring_up(system: System) -> None:
+    running = system.cluster.running() is not None and system.read_up() is not None
+    if not running:
+        _check_port(system)
+    say(f"k2ray: starting below {system.layout.root}" if not running else f"k2ray: runs below {system.layout.root}")
+    undo: list[tuple[str, Undo]] = []
+    try:
+        _run_steps(system, undo)
+    except BaseException as error:
+        if undo:
+            reason = str(error) if isinstance(error, K2rayError) else type(error).__name__
+            complain(f"up failed ({reason.splitlines()[0] if reason else reason}); undoing what it started")
+        for title, action in reversed(undo):
+            with contextlib.suppress(K2rayError), step(title):
+                action()
+        raise
+
+
+def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
+    settings, layout = system.settings, system.layout
+    # 1
+    local_broker = settings.kafka.bootstrap_servers is None
+    if local_broker:
+        with step("Kafka broker") as current:
+            broker = LocalBroker(layout, settings.kafka.heap_bytes, report=say)
+            address = broker.start()
+            if not address.adopted:
+                undo.append(("Stop the broker", broker.stop))
+            current.result = f"{address.bootstrap}{' (runs already)' if address.adopted else ''}"
+        settings = _with_bootstrap(settings, address.bootstrap)
+    bootstrap = str(settings.kafka.bootstrap_servers)
+    # 2
+    with step("Topics"):
+        ensure_topics(bootstrap, settings)
+    # 3
+    with step("Catalog"):
+        open_catalog(settings, layout)
+    # 4
+    with step("Ray") as current:
+        if not system.cluster.joins:
+            started = system.cluster.running() is None
+            system.cluster.start()
+            if started:
+                undo.append(("Stop Ray", system.cluster.stop))
+        known = system.cluster.connect()
+        current.result = f"{known.address}{'' if known.own else ' (joined)'}"
+    # 5
+    with step("Supervisor") as current:
+        pid = _supervise(system, settings, undo, local_broker=local_broker)
+        current.result = f"pid {pid}"
+    # 6
+    with step("Actors") as current:
+        actors = _await_actors(system)
+        current.result = ", ".join(actor["name"] for actor in actors if actor["role"] != "supervisor")
+    # 7
+    from k2ray.cli.serving import start_serving, stop_serving, wait_ready
+
+    with step("HTTP") as current:
+        if system.read_up() is not None and system.ready():
+            wait_ready(system)
+            current.result = f"{system.api_url} (runs already)"
+        else:
+            undo.append(("Stop HTTP", lambda: stop_serving(system)))
+            start_serving(system, settings)
+            current.result = system.api_url
+    system.write_up(
+        {
+            "api": system.api_url,
+            "kafka": bootstrap,
+            "ray": known.address,
+            "dashboard": known.dashboard,
+            "namespace": layout.namespace,
+            "pids": {actor["name"]: actor["pid"] for actor in actors} | ({"ray": known.pid} if known.pid else {}),
+        }
+    )
+    say(f"Ready: {system.api_url}")
+
+
+def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]], *, local_broker: bool) -> int:
+    """Say what is wanted and make sure that a supervisor reads it; returns its pid."""
+    from actors import edge
+    from actors.supervisor import system_status
+
+    layout = system.layout
+    before = read_wanted(layout.run)
+    lives = True
+    try:
+        system_status(layout.namespace, STATUS_TIMEOUT_S)
+    except TryAgain:
+        lives = False
+    if lives and before is not None and not before.stopping and before.settings != settings.to_json():
+        raise OperatorNeeded("the running system was started with other settings: `k2ray down` first, then `k2ray up`")
+    actors = {logical: edge.CHILD_CLASSES[logical.split(":", 1)[0]] for logical in wanted_actors(settings)}
+    epoch = before.epoch + 1 if before is not None else 1
+    write_wanted(layout.run, Wanted(epoch, settings.to_json(), actors, local_broker=local_broker))
+    if not lives:
+        from k2ray.cli.down import drain_actors
+
+        undo.append(("Stop actors", lambda: drain_actors(system)))
+    edge.start_supervisor(layout.namespace, str(layout.root))
+    deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
+    while True:
+        try:
+            status = system_status(layout.namespace, STATUS_TIMEOUT_S)
+            if len(status["actors"]) > 1:
+                pid: int = status["actors"][0]["pid"]
+                return pid
+        except TryAgain as error:
+            if time.monotonic() > deadline_s:
+                raise TryAgain(f"the supervisor did not come up: {error}") from error
+        time.sleep(0.1)
+
+
+def _await_actors(system: System) -> list[dict[str, Any]]:
+    """Wait until every actor runs.
+
+    Raises:
+        OperatorNeeded: One failed for good.
+        TryAgain: Not all were up in time; the message names those that were not, and why.
+    """
+    from actors.supervisor import system_status
+
+    deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
+    while True:
+        actors: list[dict[str, Any]] = system_status(system.layout.namespace, STATUS_TIMEOUT_S)["actors"]
+        waiting = [actor for actor in actors if actor["state"] != "running"]
+        if not waiting:
+            return actors
+        failed = [f"{actor['name']}: {actor['last_reason']}" for actor in waiting if actor["state"] == "failed"]
+        if failed:
+            raise OperatorNeeded(f"given up after crashes: {'; '.join(failed)} (logs below {system.layout.logs})")
+        if time.monotonic() > deadline_s:
+            names = "; ".join(f"{actor['name']} is {actor['state']} ({actor['last_reason']})" for actor in waiting)
+            raise TryAgain(f"not up within {ACTORS_TIMEOUT_S:g} s: {names}")
+        time.sleep(0.1)
+
+
+def _check_port(system: System) -> None:
+    """Refuse early what would fail late: a busy API port.
+
+    Raises:
+        SettingsError: Somebody else listens there.
+    """
+    api = system.settings.api
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((api.host, api.port))
+        except OSError as error:
+            raise SettingsError(
+                f"api.port: {api.host}:{api.port} cannot be used ({error.strerror}); choose another "
+                "(K2RAY_API__PORT=...), or stop what listens there"
+            ) from None
+
+
+def _with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
+    kafka = settings.kafka.model_copy(update={"bootstrap_servers": bootstrap})
+    return settings.model_copy(update={"kafka": kafka})
+
+
+def _catch_signals() -> threading.Event:
+    """Let SIGINT and SIGTERM end the foreground in order; a signal during the start interrupts it."""
+    stop = threading.Event()
+    main = os.getpid()
+
+    def note(_number: int, _frame: object) -> None:
+        if stop.is_set() or os.getpid() != main:
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return stop
