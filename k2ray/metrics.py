@@ -19,3 +19,10 @@ DEAD_LETTERS = Counter(
 
 # log/lag.py
 BROKER_QUESTIONS = Counter("k2ray_broker_questions", "Times that Kafka was asked for a partition's end.")
+
+# feed/session.py
+FEED_FRAMES = Counter("k2ray_feed_frames", "Frames received.", ["exchange", "feed"])
+FEED_ROWS = Counter("k2ray_feed_rows", "Rows handed to the producer.", ["exchange", "feed", "channel"])
+FEED_IGNORED = Counter("k2ray_feed_ignored_frames", "Frames of streams that nobody subscribed.", ["exchange", "feed"])
+FEED_CONNECTS = Counter("k2ray_feed_connects", "Attempts to connect, by outcome.", ["exchange", "feed", "outcome"])
+FEED_DATA_AGE = Gauge("k2ray_feed_data_age_seconds", "Seconds since the last frame.", ["exchange", "feed"])

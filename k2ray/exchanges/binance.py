@@ -6,16 +6,16 @@ key is left out when its value is the default named here:
 | frame | columns | vendor_data |
 |---|---|---|
 | @trade | t: trade_id, source_sequence; T, p, q; m: side | M (default true) |
-| @aggTrade | a: trade_id, source_sequence; T, p, q; m: side | f always; l (default f), E (default T), M (default true) |
+| @aggTrade | a: trade_id, source_sequence; T, p, q; m: side | f always; l (default f), E (T), M (true) |
 | @bookTicker | u: quote_id, source_sequence; b, B, a, A | nothing is left |
 
 m true means that the buyer was the maker, so the aggressor SOLD. A bookTicker carries no time: its timestamp is the
-ingestion time. The E of a @trade (when the server sent it) is not kept: it lies between T and ingestion_timestamp. Times
-are kept as instants: ms and us frames give the same row.
+ingestion time. The E of a @trade (when the server sent it) is not kept: it lies between T and ingestion_timestamp.
+Times are kept as instants: ms and us frames give the same row.
 
-aggTrades that the exchange marks as duplicates (p = q = 0, f = l = -1) are no trades: they become no row and are counted
-as ignored, and the next row of the symbol, if it is the next id, covers their ids too, so that they do not look like a
-gap.
+aggTrades that the exchange marks as duplicates (p = q = 0, f = l = -1) are no trades: they become no row and are
+counted as ignored, and the next row of the symbol, if it is the next id, covers their ids too, so that they do not look
+like a gap.
 
 Not here: sockets (`feed/`), REST calls (`feed/instruments.py`). Next in the flow: 5, `model.py`.
 """

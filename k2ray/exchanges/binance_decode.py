@@ -55,7 +55,9 @@ class _Shape:
     """How frames of one channel, combined or raw, are decoded."""
 
     def __init__(self, channel: str, combined: bool) -> None:
-        frame: Any = _Combined.__class_getitem__(KINDS[channel]) if combined else KINDS[channel]
+        kind: Any = KINDS[channel]
+        generic: Any = _Combined
+        frame: Any = generic[kind] if combined else kind
         self.channel = channel
         self.combined = combined
         self.many: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list.__class_getitem__(frame))

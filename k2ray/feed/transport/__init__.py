@@ -1,0 +1,120 @@
+"""The small interface that both WebSocket shells stand behind: bytes in and out, verified TLS, no decisions.
+
+`websockets_protocol.py` (default) and `picows.py` (fast) implement it; each is the only importer of its library, and
+one conformance suite runs against both. Compression is never negotiated: it costs more CPU than the feed has.
+
+A shell answers the peer's pings by itself, puts fragmented messages together, and closes with 1009 on a message above
+`max_frame_bytes`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from k2ray.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to connect and within what limits.
+
+    Attributes:
+        url: wss:// only.
+        tls: From `tls_context`.
+        connect_timeout_s: For TCP, TLS and the WebSocket handshake together.
+        max_frame_bytes: A larger message closes the connection.
+    """
+
+    url: str
+    tls: ssl.SSLContext
+    connect_timeout_s: float
+    max_frame_bytes: int
+
+
+class Sink(Protocol):
+    """What a shell reports to; called in the event loop's thread."""
+
+    def on_frames(self, frames: list[bytes]) -> None:
+        """Take the payloads of the whole data messages of one read, text or binary alike."""
+
+    def on_pong(self, payload: bytes) -> None:
+        """Note that the peer answered a ping."""
+
+    def on_closed(self, reason: str) -> None:
+        """Note that the socket is gone; called exactly once for each successful connect, and last."""
+
+
+class Transport(Protocol):
+    """An open WebSocket. All calls return at once and are harmless after the close."""
+
+    def send_text(self, text: bytes) -> None:
+        """Send a text message."""
+
+    def ping(self, payload: bytes) -> None:
+        """Send a ping."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake; a peer that does not finish it within a few seconds is cut."""
+
+    def cut(self) -> None:
+        """Drop the connection without waiting for the peer."""
+
+
+Connect = Callable[[Endpoint, Sink], Awaitable[Transport]]
+"""Open a WebSocket. Raises ExchangeUnavailable with the reason; nothing stays open then. Cancelling it is safe."""
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return the context for every connection: TLS 1.2 or newer, certificate and hostname checked, always.
+
+    Args:
+        ca_file: PEM file of CAs to trust instead of the system's.
+
+    Raises:
+        SettingsError: The file cannot be read as CAs; the start stops.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"tls.ca_file: cannot read {ca_file} as PEM certificates: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def explain(error: BaseException) -> str:
+    """Return why a connection failed, in words that name the remedy where there is one."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be resolved: {error.strerror}"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return "connection reset by the peer"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def transport_named(name: str) -> Connect:
+    """Return the `connect` of a transport by its name in the settings.
+
+    Raises:
+        SettingsError: The extra that it needs is not installed.
+    """
+    if name == "picows":
+        try:
+            from k2ray.feed.transport import picows
+        except ImportError:
+            raise SettingsError("feed.transport: picows is not installed: pip install 'k2ray[picows]'") from None
+        return picows.connect
+    from k2ray.feed.transport import websockets_protocol
+
+    return websockets_protocol.connect
