@@ -1,0 +1,207 @@
+"""9. Kafka records -> rows that the ledger calls new, gathered until their commit is due.
+
+`Intake` decodes, lets the ledger decide in chunks of many records, and adds to a `Batch`: the rows, how far each
+partition was read, and what could not be read. One unreadable record, or one row with an impossible time, goes to the
+dead letters by itself; its neighbours go on.
+
+Next in the flow: `stage.py` writes a batch's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2ray.errors import BadRecord
+from k2ray.lake.progress import Offset, PartitionKey
+from k2ray.ledger import Ledger
+from k2ray.log.consumer import LogRecord
+from k2ray.model import WIRE_SCHEMAS
+from k2ray.wire.codec import Seal, decode, encode_rows
+
+EARLIEST_US = -2_208_988_800_000_000
+LATEST_US = 7_258_118_400_000_000
+"""Event times from 1900 to 2200 are stored: Python and many readers cannot even show what lies beyond year 9999."""
+
+SAMPLE_ROWS = 4_096
+"""Rows of a chunk whose times are kept to measure freshness; enough for a p99, whatever the batch's size."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """What could not be stored, with its raw bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    raw: bytes
+    reason: str
+    at_us: int
+
+    @property
+    def source(self) -> str:
+        """Where it was found, for people: topic, partition and offset."""
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+@dataclass
+class Batch:
+    """Rows for one commit, and how far the log was read for them.
+
+    Attributes:
+        pieces: New rows in the wire schema, in the order they were read.
+        end: Next offset of each partition that moved.
+        rows: Rows in `pieces`.
+        bytes: Their Arrow size.
+        records: Records read.
+        duplicates: Rows that the ledger had covered already.
+        dead: Records and rows that cannot be stored.
+        event_times: Samples of live rows' event times, UTC microseconds.
+        first_row_s: Monotonic time at which the first new row was read; None without rows.
+        first_record_s: Monotonic time at which the first record was read; None without records.
+    """
+
+    pieces: list[pa.RecordBatch] = field(default_factory=list)
+    end: dict[PartitionKey, Offset] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0
+    records: int = 0
+    duplicates: int = 0
+    dead: list[DeadLetter] = field(default_factory=list)
+    event_times: list[np.ndarray] = field(default_factory=list)
+    first_row_s: float | None = None
+    first_record_s: float | None = None
+
+    def due_in_s(self, now_s: float, interval_s: float, idle_interval_s: float) -> float | None:
+        """Return the seconds until a commit is due by time, None if there is nothing to commit.
+
+        Args:
+            now_s: Monotonic clock.
+            interval_s: From the first new row.
+            idle_interval_s: From the first record, where duplicates alone moved the offsets.
+        """
+        if self.first_row_s is not None:
+            return self.first_row_s + interval_s - now_s
+        if self.first_record_s is not None:
+            return self.first_record_s + idle_interval_s - now_s
+        return None
+
+
+class RowCount(Protocol):
+    """Called with rows and records of a partition as they are read."""
+
+    def __call__(self, key: PartitionKey, rows: int, records: int) -> None:
+        """Take note."""
+
+
+class Intake:
+    """Decides about records of one table, in log order of each partition.
+
+    Args:
+        table_name: Whose rows these topics carry; any other's are dead letters.
+        ledger: What was seen; changed by every call.
+    """
+
+    def __init__(self, table_name: str, ledger: Ledger) -> None:
+        self._table_name = table_name
+        self._schema = WIRE_SCHEMAS[table_name]
+        self.ledger = ledger
+
+    def take(self, records: Iterable[LogRecord], batch: Batch, now_s: float) -> None:
+        """Decide about `records` and add what is new to `batch`.
+
+        Args:
+            records: Ascending offsets within each partition.
+            batch: Grows.
+            now_s: Monotonic clock, for when the batch is due.
+        """
+        ordered = sorted(records, key=lambda record: (record.topic, record.partition))
+        before = batch.rows
+        for key, of_partition in groupby(ordered, key=lambda record: (record.topic, record.partition)):
+            run: list[pa.RecordBatch] = []
+            last: LogRecord | None = None
+            for last in of_partition:
+                batch.records += 1
+                for piece in self._read(last, batch):
+                    if isinstance(piece, Seal):
+                        self._decide(key, run, last, batch)
+                        run = []
+                        self.ledger.seal(key, piece)
+                    else:
+                        run.append(piece)
+            if last is not None:
+                self._decide(key, run, last, batch)
+                batch.end[key] = Offset(last.offset + 1, last.leader_epoch)
+        if batch.records and batch.first_record_s is None:
+            batch.first_record_s = now_s
+        if batch.rows > before and batch.first_row_s is None:
+            batch.first_row_s = now_s
+
+    def _read(self, record: LogRecord, batch: Batch) -> Iterator[pa.RecordBatch | Seal]:
+        try:
+            found = decode(record.value, record.headers)
+            if not isinstance(found, Seal) and not found.schema.equals(self._schema):
+                raise BadRecord(f"rows of another table than {self._table_name}")
+        except BadRecord as error:
+            batch.dead.append(_dead(record, record.value or b"", str(error)))
+            return
+        if isinstance(found, Seal):
+            yield found
+        elif found.num_rows:
+            yield self._possible(record, found, batch)
+
+    def _possible(self, record: LogRecord, rows: pa.RecordBatch, batch: Batch) -> pa.RecordBatch:
+        """Return the rows whose event time can be stored; the others become a dead letter of their own."""
+        times = rows.column("timestamp").view(pa.int64()).to_numpy()
+        if EARLIEST_US <= times.min() and times.max() < LATEST_US:
+            return rows
+        good = pa.array((times >= EARLIEST_US) & (times < LATEST_US))
+        bad = rows.filter(pc.invert(good))
+        raw, _ = encode_rows(self._table_name, bad)
+        batch.dead.append(_dead(record, raw, f"event time of {bad.num_rows} rows outside the years 1900 to 2199"))
+        return rows.filter(good)
+
+    def _decide(self, key: PartitionKey, run: list[pa.RecordBatch], record: LogRecord, batch: Batch) -> None:
+        if not run:
+            return
+        rows = run[0] if len(run) == 1 else pa.concat_batches(run)
+        if not rows.num_rows:
+            return
+        decision = self.ledger.decide(key, rows)
+        batch.duplicates += decision.duplicates
+        if decision.space is not None:
+            column = rows.schema.get_field_index("sequence_space")
+            space = decision.space
+            if not pa.types.is_dictionary(space.type):
+                space = space.dictionary_encode()
+            rows = rows.set_column(column, rows.schema.field(column), space)
+        if decision.duplicates:
+            rows = rows.filter(pa.array(decision.keep))
+        if not rows.num_rows:
+            return
+        batch.pieces.append(rows)
+        batch.rows += rows.num_rows
+        batch.bytes += rows.nbytes
+        batch.event_times.append(_live_times(rows))
+
+
+def _dead(record: LogRecord, raw: bytes, reason: str) -> DeadLetter:
+    return DeadLetter(record.topic, record.partition, record.offset, raw, reason, record.timestamp_us)
+
+
+def _live_times(rows: pa.RecordBatch) -> np.ndarray:
+    step = max(1, rows.num_rows // SAMPLE_ROWS)
+    times: np.ndarray = rows.column("timestamp").view(pa.int64()).to_numpy()[::step]
+    origins = rows.column("origin")
+    names = origins.dictionary.to_pylist()
+    if names == ["live"]:
+        return times
+    live = np.array([name == "live" for name in names], dtype=bool)
+    sampled: np.ndarray = times[live[origins.indices.to_numpy()[::step]]]
+    return sampled

@@ -1,0 +1,60 @@
+"""How far a writer is behind, without asking the broker: from what comes with the records anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from k2ray.lake.progress import PartitionKey
+from k2ray.log.consumer import LogRecord
+
+POLL_RECORDS = 1_000
+_WEIGHT = 0.2
+
+
+class Reading:
+    """Read positions and the average size of records; decides how many records to ask for.
+
+    Args:
+        positions: First offset to read of each partition.
+    """
+
+    def __init__(self, positions: dict[PartitionKey, int]) -> None:
+        self.positions = positions
+        self._rows_per_record = 100.0
+        self._newest_us: int | None = None
+
+    def note(self, records: Sequence[LogRecord], rows: int) -> None:
+        """Take note of records that were read, and of their rows."""
+        for record in records:
+            key = (record.topic, record.partition)
+            self.positions[key] = record.offset + 1
+        self._newest_us = records[-1].timestamp_us
+        self._rows_per_record += _WEIGHT * (rows / len(records) - self._rows_per_record)
+
+    def records_wanted(self, rows: int) -> int:
+        """Return how many records about make up `rows`."""
+        return max(1, min(POLL_RECORDS, round(rows / max(self._rows_per_record, 1.0))))
+
+    def lag(self, end_of: Callable[[PartitionKey], int | None], now_us: int) -> tuple[int, float]:
+        """Return rows behind the read position, and the age in seconds of the newest record read while there are any.
+
+        Args:
+            end_of: A partition's end as far as known, without a question to the broker.
+            now_us: Now.
+        """
+        records = sum(_behind(self.positions, end_of))
+        if not records:
+            return 0, 0.0
+        age = 0.0 if self._newest_us is None else max(0.0, (now_us - self._newest_us) / 1_000_000)
+        return round(records * self._rows_per_record), age
+
+    def before(self, ends: dict[PartitionKey, int]) -> bool:
+        """Return whether any partition was read less far than `ends`."""
+        return any(self.positions.get(key, 0) < end for key, end in ends.items())
+
+
+def _behind(positions: dict[PartitionKey, int], end_of: Callable[[PartitionKey], int | None]) -> Iterable[int]:
+    for key, position in positions.items():
+        end = end_of(key)
+        if end is not None:
+            yield max(0, end - position)

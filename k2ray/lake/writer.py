@@ -1,0 +1,391 @@
+"""The writer that owns a table: reads its topics, decides, stages, commits. It blocks: give it a thread of its own.
+
+1. **Positions**: newest snapshot's key -> ledger and offsets, held against the log; holes and rewinds are committed.
+2. **Decides**: the ledger says new or duplicate (`intake.py`).
+3. **Stages** sorted files (`stage.py`).
+4. **Commits** files, offsets and ledger as one snapshot behind the fence (`commit.py`), at whichever limit is first.
+5. **After any exception** looks whether it landed; if the world moved, drops memory and goes to 1.
+6. **Publishes** the snapshot id in its report and status.
+
+3 and 4 run in a second thread while 1 and 2 go on with the next batch: at most one batch is on its way and one is
+gathered, which bounds the memory. Nothing but the table remembers progress: a writer that dies is simply started anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any, Protocol
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from k2ray.clock import Clock, SystemClock
+from k2ray.errors import K2rayError, WorldMoved
+from k2ray.lake.catalog import ensure_table, open_catalog
+from k2ray.lake.commit import Faults, Landed, no_faults
+from k2ray.lake.freshness import Freshness
+from k2ray.lake.intake import Batch, Intake
+from k2ray.lake.landing import DeadLetters, Landing
+from k2ray.lake.ledger_file import dump_ledger, load_ledger
+from k2ray.lake.positions import Start, find_start
+from k2ray.lake.progress import (
+    HOLES_KEY,
+    REWINDS_KEY,
+    Offset,
+    PartitionKey,
+    Progress,
+    committed_progress,
+    jumps_to_summary,
+)
+from k2ray.lake.reading import Reading
+from k2ray.lake.writer_status import StepReport, WriterStatus
+from k2ray.layout import DataDir
+from k2ray.ledger import Gap
+from k2ray.log.consumer import ClusterIds, LogReader, LogRecord, OffsetLost, Position
+from k2ray.log.producer import LogProducer
+from k2ray.log.topics import table_topics
+from k2ray.logs import get_logger
+from k2ray.settings import Settings
+
+log = get_logger(__name__)
+
+IDLE_COMMIT_FACTOR = 12
+"""Offsets that moved over duplicates alone are committed at a twelfth of the pace: nothing waits for them."""
+
+BUSY_POLL_S = 0.05
+"""Longest wait for records while a commit is running, so that its end is noticed."""
+
+DRAIN_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+class Log(Protocol):
+    """What the writer needs of Kafka; `log.consumer.LogReader` is one."""
+
+    def cluster(self, topics: Sequence[str]) -> ClusterIds: ...  # noqa: D102
+    def assign(self, positions: Mapping[PartitionKey, Position]) -> None: ...  # noqa: D102
+    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]: ...  # noqa: D102
+    def watermarks(self, key: PartitionKey) -> tuple[int, int]: ...  # noqa: D102
+    def cached_end(self, key: PartitionKey) -> int | None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class TableWriter:
+    """Writes one table. One thread calls `step`, `drain` and `close`; `status` may be called from any.
+
+    Args:
+        settings: All settings.
+        layout: Where the default catalog and warehouse are.
+        table_name: `trades` or `quotes`.
+        bootstrap: Kafka's address.
+        clock: Time.
+        reader: Kafka; None connects to `bootstrap`.
+        letters: Makes the producer for dead letters when the first one is needed; None connects to `bootstrap`.
+        catalog: None opens the one of the settings.
+        faults: Called at before_genesis, genesis, before_stage, mid_parquet, staged, head_read, inside_commit and
+            after_commit, so that chaos tests can kill there.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        layout: DataDir,
+        table_name: str,
+        bootstrap: str,
+        *,
+        clock: Clock | None = None,
+        reader: Log | None = None,
+        letters: Callable[[], DeadLetters] | None = None,
+        catalog: Catalog | None = None,
+        faults: Faults = no_faults,
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._name = table_name
+        self._clock = clock or SystemClock()
+        self._faults = faults
+        self._topics = table_topics(settings, table_name)
+        client = f"k2ray-writer-{table_name}"
+        self._reader: Log = reader or LogReader(bootstrap, settings.kafka.options, client_id=client)
+        self._make_letters = letters or (
+            lambda: LogProducer(bootstrap, client_id=client, spool=None, settings=settings.kafka)
+        )
+        self._letters: DeadLetters | None = None
+        self._catalog = catalog
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"commit-{table_name}")
+        self._table: Table | None = None
+        self._intake: Intake | None = None
+        self._batch = Batch()
+        self._base: dict[PartitionKey, Offset] = {}
+        self._start: Start | None = None
+        self._landing: Landing | None = None
+        self._running: Future[Landed] | None = None
+        self._lost: OffsetLost | None = None
+        self._reading = Reading({})
+        self._freshness = Freshness()
+        self._gaps: list[Gap] = []
+        self._gaps_next: list[Gap] = []
+        self._last_commit_s: float | None = None
+        self._status = WriterStatus(table_name)
+
+    def position(self) -> None:
+        """Forget everything in memory and start from the newest snapshot. `step` does it when needed.
+
+        Raises:
+            OperatorNeeded: Another Kafka or topic, a table without key, an unreadable ledger. Stop.
+            TryAgain: Catalog or Kafka away, or a topic does not exist yet. Call again after a pause.
+        """
+        self._forget()
+        if self._catalog is None:
+            self._catalog = open_catalog(self._settings, self._layout)
+        cluster = self._reader.cluster(self._topics)
+        self._table = ensure_table(
+            self._catalog,
+            self._settings,
+            self._name,
+            {topic: ids.partitions for topic, ids in cluster.topics.items()},
+            cluster=cluster.cluster_id,
+            topics={topic: ids.topic_id for topic, ids in cluster.topics.items()},
+            faults=self._faults,
+        )
+        progress = committed_progress(self._table.metadata)
+        assert progress is not None, "ensure_table leaves no table without a key"
+        start = find_start(progress, self._topics, cluster, self._reader.watermarks, self._clock.now_us(), self._lost)
+        self._intake = Intake(self._name, load_ledger(self._table.io, progress))
+        self._start = start
+        self._base = dict(progress.offsets)
+        if start.holes or start.rewinds:
+            progress = self._commit_jumps(start)
+        self._lost = None
+        self._reading = Reading({key: at.next for key, at in start.positions.items()})
+        self._reader.assign({key: Position(at.next, at.epoch) for key, at in start.positions.items()})
+        self._note_progress(progress)
+        self._gaps = self._intake.ledger.gaps()
+        self._update(positioned=True, trouble=None, open_gaps=len(self._gaps))
+
+    def step(self, max_wait_s: float = 0.1) -> StepReport:
+        """Do the next piece of work: read and decide what is there, hand a due batch over, take note of what landed.
+
+        Args:
+            max_wait_s: Longest wait for records, or for room.
+
+        Raises:
+            OperatorNeeded: Stop this writer; a person must decide.
+            TryAgain: Something is away. Nothing is lost; call again after a pause.
+        """
+        try:
+            return self._step(max_wait_s)
+        except WorldMoved as moved:
+            log.warning("the world moved, positioning anew", table=self._name, reason=str(moved))
+            self._forget()
+            self._update(worlds_moved=self._status.worlds_moved + 1)
+            return StepReport()
+        except OffsetLost as lost:
+            return self._after_loss(lost)
+        except K2rayError as error:
+            self._update(trouble=f"{type(error).__name__}: {error}")
+            raise
+
+    def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+        """Read on to the log's present end, commit everything that is pending, and return whether all of that is done.
+
+        Raises:
+            OperatorNeeded: Stop this writer; a person must decide.
+            TryAgain: Something is away; call again after a pause.
+        """
+        deadline = self._clock.monotonic_s() + timeout_s
+        ends: dict[PartitionKey, int] = {}
+        while self._clock.monotonic_s() < deadline:
+            if self._intake is None or self._lost is not None:
+                self.step(0)
+                continue
+            ends = ends or {key: self._reader.watermarks(key)[1] for key in self._reading.positions}
+            if not self._reading.before(ends) and self._landing is None:
+                if not self._batch.records:
+                    return True
+                self._hand_over()
+            self.step(BUSY_POLL_S)
+        return False
+
+    def status(self) -> WriterStatus:
+        """Return the present state; from any thread."""
+        age = None if self._last_commit_s is None else self._clock.monotonic_s() - self._last_commit_s
+        return replace(self._status, last_commit_age_s=age)
+
+    def gaps(self) -> list[Gap]:
+        """Return the missing id ranges as of the newest commit; from any thread."""
+        return self._gaps
+
+    def close(self) -> None:
+        """Leave without committing: what is pending is still in Kafka. A running commit is waited for."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+        if self._letters is not None:
+            self._letters.close(CLOSE_TIMEOUT_S)
+
+    def _step(self, max_wait_s: float) -> StepReport:
+        landed = self._collect()
+        report = StepReport() if landed is None else StepReport(committed_rows=landed[0], snapshot_id=landed[1])
+        if self._lost is not None and self._landing is None and not self._batch.records:
+            self._intake = None
+        if self._intake is None:
+            self.position()
+            return report
+        due_in = self._hand_over_if_due()
+        if self._running is not None and (self._lost is not None or self._is_full()):
+            wait([self._running], max_wait_s)
+            return report
+        patience = max_wait_s if due_in is None else min(max_wait_s, max(due_in, 0.0))
+        return self._read(report, patience if self._running is None else min(patience, BUSY_POLL_S))
+
+    def _read(self, report: StepReport, patience_s: float) -> StepReport:
+        assert self._intake is not None
+        batch = self._batch
+        rows, duplicates = batch.rows, batch.duplicates
+        wanted = self._reading.records_wanted(self._settings.lake.commit.max_rows - rows)
+        records = self._reader.poll(wanted, patience_s)
+        if records:
+            self._intake.take(records, batch, self._clock.monotonic_s())
+            self._reading.note(records, batch.rows + batch.duplicates - rows - duplicates)
+        lag_trades, lag_s = self._reading.lag(self._reader.cached_end, self._clock.now_us())
+        self._update(
+            records=self._status.records + len(records),
+            duplicates=self._status.duplicates + batch.duplicates - duplicates,
+            rows_pending=batch.rows + (self._landing.batch.rows if self._landing else 0),
+            lag_trades=lag_trades,
+            lag_s=lag_s,
+        )
+        return replace(report, records=len(records), rows=batch.rows - rows, duplicates=batch.duplicates - duplicates)
+
+    def _is_full(self) -> bool:
+        limits = self._settings.lake.commit
+        return self._batch.rows >= limits.max_rows or self._batch.bytes >= limits.max_bytes
+
+    def _hand_over_if_due(self) -> float | None:
+        """Hand the gathered batch over if a limit is reached; return the seconds until time alone makes it due."""
+        interval = self._settings.lake.commit.interval_s
+        due_in = self._batch.due_in_s(self._clock.monotonic_s(), interval, interval * IDLE_COMMIT_FACTOR)
+        due = due_in is not None and (due_in <= 0 or self._is_full() or self._lost is not None)
+        if due and self._landing is None:
+            self._hand_over()
+            return None
+        return due_in
+
+    def _hand_over(self) -> None:
+        assert self._intake is not None
+        assert self._start is not None
+        batch, self._batch = self._batch, Batch()
+        after = {**self._base, **batch.end}
+        self._landing = Landing(
+            batch=batch,
+            start=self._base,
+            end=batch.end,
+            ledger=dump_ledger(self._intake.ledger, after, self._start.topics),
+            cluster=self._start.cluster,
+            topics=self._start.topics,
+            started_s=self._clock.monotonic_s(),
+        )
+        self._base = after
+        self._gaps_next = self._intake.ledger.gaps()
+        self._launch()
+
+    def _launch(self) -> None:
+        assert self._landing is not None
+        assert self._table is not None
+        self._running = self._thread.submit(
+            self._landing.run, self._table, self._name, self._dead_letters, self._faults
+        )
+
+    def _collect(self) -> tuple[int, int] | None:
+        """Take note of a commit that ended; start it again if it has to be."""
+        if self._landing is not None and self._running is None:
+            self._launch()
+        if self._running is None or not self._running.done():
+            return None
+        running, self._running = self._running, None
+        landed = running.result()
+        landing, self._landing = self._landing, None
+        assert landing is not None
+        now = self._clock.monotonic_s()
+        self._freshness.note(landing.batch.event_times, self._clock.now_us())
+        self._gaps = self._gaps_next
+        self._last_commit_s = now
+        self._note_progress(landed.progress)
+        self._update(
+            rows_committed=self._status.rows_committed + landing.batch.rows,
+            rows_pending=self._batch.rows,
+            dead_letters=self._status.dead_letters + len(landing.batch.dead),
+            commits=self._status.commits + 1,
+            commit_s=now - landing.started_s,
+            open_gaps=len(self._gaps),
+            freshness_p50_s=self._freshness.quantile_s(0.5),
+            freshness_p99_s=self._freshness.quantile_s(0.99),
+            trouble=None,
+        )
+        return landing.batch.rows, landed.snapshot_id
+
+    def _after_loss(self, lost: OffsetLost) -> StepReport:
+        """What was read before the loss is committed first: it may be gone from the log by now."""
+        log.error("the log lost our position", table=self._name, reason=str(lost))
+        self._lost = lost
+        return StepReport()
+
+    def _commit_jumps(self, start: Start) -> Progress:
+        assert self._table is not None
+        assert self._intake is not None
+        jumps = [*start.holes, *start.rewinds]
+        for jump in jumps:
+            log.error(
+                "offsets jump: the log no longer has what was not read",
+                table=self._name,
+                topic=jump.topic,
+                partition=jump.partition,
+                start=jump.start,
+                end=jump.end,
+            )
+        end = {(jump.topic, jump.partition): Offset(jump.end) for jump in jumps}
+        after = {**self._base, **end}
+        landing = Landing(
+            batch=Batch(),
+            start=self._base,
+            end=end,
+            ledger=dump_ledger(self._intake.ledger, after, start.topics),
+            cluster=start.cluster,
+            topics=start.topics,
+            started_s=self._clock.monotonic_s(),
+            notes={
+                **jumps_to_summary(HOLES_KEY, list(start.holes)),
+                **jumps_to_summary(REWINDS_KEY, list(start.rewinds)),
+            },
+        )
+        landed = landing.run(self._table, self._name, self._dead_letters, self._faults)
+        self._base = after
+        self._update(
+            holes=self._status.holes + sum(jump.end - jump.start for jump in start.holes),
+            rewinds=self._status.rewinds + len(start.rewinds),
+        )
+        return landed.progress
+
+    def _forget(self) -> None:
+        """Drop everything in memory. A commit that is under way is waited for: the look at the head comes after it."""
+        if self._running is not None:
+            wait([self._running])
+        self._running = self._landing = self._intake = self._start = None
+        self._batch = Batch()
+        self._update(positioned=False, rows_pending=0)
+
+    def _dead_letters(self) -> DeadLetters:
+        if self._letters is None:
+            self._letters = self._make_letters()
+        return self._letters
+
+    def _note_progress(self, progress: Progress) -> None:
+        offsets: dict[str, list[int]] = {}
+        for (topic, _), offset in sorted(progress.offsets.items()):
+            offsets.setdefault(topic, []).append(offset.next)
+        self._update(snapshot_id=progress.snapshot_id, offsets=offsets)
+
+    def _update(self, **changes: Any) -> None:
+        self._status = replace(self._status, **changes)
