@@ -27,7 +27,7 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from k2ray.errors import CatalogUnavailable, OperatorNeeded, WorldMoved
 from k2ray.lake.durable import AWAY
-from k2ray.lake.progress import Offsets, Progress, ancestry, committed_progress, read_progress
+from k2ray.lake.progress import START, Offsets, Progress, ancestry, committed_progress, read_progress
 from k2ray.logs import get_logger
 
 log = get_logger(__name__)
@@ -138,8 +138,8 @@ def check_contiguity(metadata: TableMetadata, append: Append) -> Progress:
     if committed is None:
         raise OperatorNeeded("no snapshot of the table carries a progress key: where to go on is unknown")
     for key in {*committed.offsets, *append.start, *append.end}:
-        found, start = committed.offset(key).next, append.start.get(key)
-        if found != (start.next if start else 0):
+        found, start = committed.offset(key).next, append.start.get(key, START).next
+        if found != start:
             raise WorldMoved(f"{key[0]}[{key[1]}]: committed is {found}, the batch starts at {start}")
     return Progress(
         offsets=committed.advanced(append.end),

@@ -8,7 +8,6 @@ Next in the flow: `commit.py`.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +20,7 @@ from k2ray.lake.commit import Append, Faults, Landed, commit_append
 from k2ray.lake.durable import AWAY
 from k2ray.lake.intake import Batch, DeadLetter
 from k2ray.lake.progress import Offset, PartitionKey
-from k2ray.lake.stage import Origin, concat_rows, stage
+from k2ray.lake.stage import Origin, concat_rows, ledger_location, stage
 
 DEAD_LETTER_TIMEOUT_S = 15.0
 
@@ -37,11 +36,6 @@ class DeadLetters(Protocol):
 
     def close(self, timeout_s: float) -> object:
         """Leave."""
-
-
-def ledger_location(table: Table) -> str:
-    """Return a new location for a ledger file, beside the table's metadata."""
-    return table.location_provider().new_metadata_location(f"k2ray-ledger-{uuid.uuid4()}.arrow")
 
 
 @dataclass

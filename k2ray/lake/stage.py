@@ -207,3 +207,8 @@ def _day_name(day: int) -> str:
 def concat_rows(pieces: Sequence[pa.RecordBatch]) -> pa.Table:
     """Return one table of many batches, each with dictionaries of its own."""
     return pa.Table.from_batches([pa.concat_batches(pieces)])
+
+
+def ledger_location(table: Table) -> str:
+    """Return a new location for a ledger file, beside the table's metadata."""
+    return table.location_provider().new_metadata_location(f"k2ray-ledger-{uuid.uuid4()}.arrow")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyiceberg.table import Table
 
+from k2ray.lake.catalog import ensure_table, open_catalog
+from k2ray.lake.commit import Append
+from k2ray.lake.progress import Offset
+from k2ray.lake.stage import Origin, ledger_location, stage
+from k2ray.layout import DataDir
 from k2ray.log.consumer import ClusterIds, LogRecord, OffsetLost, PartitionKey, Position, TopicIds
 from k2ray.model import DECIMAL, REPEATED, TIMESTAMP, TRADES_WIRE
+from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers, encode_rows
 
 NOON_US = 1_717_243_200_000_000
@@ -169,3 +178,75 @@ class MemoryLetters:
 
     def close(self, timeout_s: float) -> bool:
         return True
+
+
+TRADES_TOPIC = "market.crypto.trades.binance"
+
+
+def lake_settings(folder: Path, **commit: float) -> Settings:
+    """Return settings with everything below `folder`.
+
+    Args:
+        folder: data_dir.
+        commit: Over `lake.commit`, whose interval is long enough here to never come by itself.
+    """
+    return load_settings(
+        arguments={"data_dir": str(folder), "lake": {"commit": {"interval_s": 3600, **commit}}}, environ={}
+    )
+
+
+def open_table(folder: Path, partitions: int = 2, table_name: str = "trades", **more: Any) -> Table:
+    """Return a ready table with a catalog of its own below `folder`; each call is like another process."""
+    settings = lake_settings(folder)
+    catalog = open_catalog(settings, DataDir(folder))
+    topic = TRADES_TOPIC if table_name == "trades" else TRADES_TOPIC.replace("trades", "quotes")
+    return ensure_table(catalog, settings, table_name, {topic: partitions}, **more)
+
+
+def append_of(
+    table: Table,
+    start: int,
+    end: int,
+    rows: pa.RecordBatch | None = None,
+    partition: int = 0,
+    topic: str = TRADES_TOPIC,
+) -> Append:
+    """Return a staged append that moves one partition from `start` to `end`; other partitions are at 0.
+
+    Args:
+        table: Where its files go.
+        start: Committed offset that it builds on.
+        end: Offset after it.
+        rows: To be stored; None for as many trades as offsets, with the offsets as ids.
+        partition: Which one moves.
+        topic: Whose.
+    """
+    batch = trades(range(start, end)) if rows is None else rows
+    files = stage(table, "trades", pa.Table.from_batches([batch]), Origin("id-0", partition, start, end))
+    location = ledger_location(table)
+    with table.io.new_output(location).create() as stream:
+        stream.write(b"a ledger")
+    key = (topic, partition)
+    return Append(tuple(files), {key: Offset(start)}, {key: Offset(end)}, location, "cluster-1", {topic: "id-0"})
+
+
+def stored_ids(table: Table) -> list[int]:
+    """Return the sequence numbers of all rows, sorted."""
+    table.refresh()
+    return sorted(table.scan(selected_fields=("source_sequence",)).to_arrow()["source_sequence"].to_pylist())
+
+
+class Killed(BaseException):
+    """Raised at a fault point in place of a kill: nothing may catch it."""
+
+
+def kill_at(point: str, times: int = 1) -> Callable[[str], None]:
+    """Return faults that kill at a named point, the first `times` that it is reached."""
+    left = [times]
+
+    def fault(reached: str) -> None:
+        if reached == point and left[0]:
+            left[0] -= 1
+            raise Killed(point)
+
+    return fault
