@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -33,11 +33,23 @@ _READ = pa.ipc.IpcReadOptions(use_threads=False)
 
 _ROW_HEADERS = {table: [(SCHEMA_HEADER, f"{table}/{VERSION}".encode()), (KIND_HEADER, ROWS)] for table in WIRE_SCHEMAS}
 _SEAL_HEADERS: Headers = [(SCHEMA_HEADER, f"seal/{VERSION}".encode()), (KIND_HEADER, SEAL)]
-_SCHEMAS = {f"{table}/{VERSION}".encode(): schema for table, schema in WIRE_SCHEMAS.items()}
-_REQUIRED = {
-    schema_id: [index for index, field in enumerate(schema) if not field.nullable]
-    for schema_id, schema in _SCHEMAS.items()
-}
+
+
+class _Form(NamedTuple):
+    """A schema: its columns, the first bytes of a value from our own writer, and the columns that have no nulls."""
+
+    schema: pa.Schema
+    prefix: bytes
+    required: list[int]
+
+
+def _form(schema: pa.Schema) -> _Form:
+    required = [index for index, field in enumerate(schema) if not field.nullable]
+    return _Form(schema, schema.serialize().to_pybytes(), required)
+
+
+_FORMS = {f"{table}/{VERSION}".encode(): _form(schema) for table, schema in WIRE_SCHEMAS.items()}
+_SEAL_FORM = _form(SEAL_WIRE)
 
 
 @dataclass(frozen=True)
@@ -105,14 +117,10 @@ def decode(value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | No
         return _read_seal(value)
     if kind != ROWS:
         raise BadRecord(f"unknown kind of record: {kind!r}")
-    schema = _SCHEMAS.get(schema_id or b"")
-    if schema is None or schema_id is None:
+    form = _FORMS.get(schema_id or b"")
+    if form is None:
         raise BadRecord(f"unknown schema: {schema_id!r}")
-    batch = _from_bytes(value, schema)
-    for index in _REQUIRED[schema_id]:
-        if batch.column(index).null_count:
-            raise BadRecord(f"nulls in {schema.field(index).name}, which may have none")
-    return batch
+    return _from_bytes(value, form)
 
 
 def _to_bytes(batch: pa.RecordBatch, compression: Compression | None) -> bytes:
@@ -123,15 +131,16 @@ def _to_bytes(batch: pa.RecordBatch, compression: Compression | None) -> bytes:
     return value
 
 
-def _from_bytes(value: bytes | None, schema: pa.Schema) -> pa.RecordBatch:
+def _from_bytes(value: bytes | None, form: _Form) -> pa.RecordBatch:
     """Return the stream's only batch after a full check: a corrupt offset or index must not reach native code."""
     if not value:
         raise BadRecord("empty value")
     source = pa.BufferReader(value)
     try:
         reader = pa.ipc.open_stream(source, options=_READ)
-        if not reader.schema.equals(schema):
-            raise BadRecord(f"other columns than its schema's: {_difference(reader.schema, schema)}")
+        # Our own writer's first bytes are always the same; other writers' may say the same schema in other bytes.
+        if not value.startswith(form.prefix) and not reader.schema.equals(form.schema):
+            raise BadRecord(f"other columns than its schema's: {_difference(reader.schema, form.schema)}")
         batch = reader.read_next_batch()
         batch.validate(full=True)
         _expect_end(reader, source, len(value))
@@ -139,6 +148,10 @@ def _from_bytes(value: bytes | None, schema: pa.Schema) -> pa.RecordBatch:
         raise BadRecord("no batch in the value") from None
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise BadRecord(f"corrupt Arrow stream: {error}") from error
+    # One call into Arrow, which returns at once where there are no nulls; asking each column from here takes 30 us.
+    if batch.select(form.required).drop_null().num_rows != batch.num_rows:
+        names = [form.schema.field(index).name for index in form.required if batch.column(index).null_count]
+        raise BadRecord(f"nulls in {', '.join(names)}, which may have none")
     return batch
 
 
@@ -153,12 +166,10 @@ def _expect_end(reader: pa.ipc.RecordBatchStreamReader, source: pa.BufferReader,
 
 
 def _read_seal(value: bytes | None) -> Seal:
-    batch = _from_bytes(value, SEAL_WIRE)
+    batch = _from_bytes(value, _SEAL_FORM)
     if batch.num_rows != 1:
         raise BadRecord(f"a seal of {batch.num_rows} rows")
     row = batch.to_pylist()[0]
-    if any(item is None for item in row.values()):
-        raise BadRecord("a seal with nulls")
     if row["sequence_from"] >= row["sequence_to"]:
         raise BadRecord(f"a seal of no ids: ({row['sequence_from']}, {row['sequence_to']}]")
     return Seal(**row)
