@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from actors.names import ActorName
+from k2ray.errors import SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
 from k2ray.settings import Settings
@@ -52,6 +53,14 @@ class Child:
         self._task: asyncio.Task[None] | None = None
         self._process = psutil.Process()
         self._turned_s = time.monotonic()
+
+    @property
+    def bootstrap(self) -> str:
+        """Kafka's address; whoever made the wanted state has filled in a local broker's."""
+        servers = self.settings.kafka.bootstrap_servers
+        if servers is None:
+            raise SettingsError("kafka.bootstrap_servers: an actor is told where Kafka is, it does not look")
+        return servers
 
     async def run(self) -> None:
         """Work until drained; every caller sees the same end, and the real exception."""

@@ -42,7 +42,7 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 """2.5 s once no actor is left in a `run()`; past this the process group is killed."""
 CONNECT_TIMEOUT_S = 40.0
-"""Ray itself needs 20 s to give up on a refused token, and more than 200 s on a wrong address."""
+"""Ray itself tries for more than 200 s at a wrong address."""
 PROBE_TIMEOUT_S = 3.0
 
 _BLOCK = 400
@@ -160,6 +160,8 @@ class RayCluster:
     def prepare(self) -> None:
         """Set this process's environment for our cluster; call it before anything imports Ray."""
         os.environ.update(self.environment())
+        # Ray asks this often, a second apart, before it gives up on a cluster that refuses its token.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "6")
         if not self.joins:
             os.environ.pop("RAY_ADDRESS", None)
 
@@ -333,7 +335,7 @@ def _init(target: str, namespace: str, timeout_s: float) -> str:
         try:
             ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
             outcome.append(str(ray.get_runtime_context().gcs_address))
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             outcome.append(error)
 
     if ray.is_initialized():
