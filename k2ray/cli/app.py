@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from k2ray.cli.broker import app as broker
+from k2ray.cli.demo import demo
+
 app = typer.Typer(
     name="k2ray",
     help="Record live market data into an Iceberg lakehouse, exactly once, and answer questions about it over HTTP.",
@@ -65,3 +68,24 @@ def env(config: Config = None) -> None:
     from k2ray.cli.env import env as run
 
     run(config)
+
+
+app.add_typer(broker, name="broker")
+app.command()(demo)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(min=1, help="Record for this long. Default: until Ctrl-C.")] = None,
+    rate: Annotated[float, typer.Option(min=1, help="Trades per second that the simulated exchange makes.")] = 500,
+    data_dir: Annotated[Path, typer.Option(help="Where the demo's data goes; made anew.")] = Path("k2ray-demo"),
+    port: Annotated[
+        int | None, typer.Option(help="The API's port. Default: 8000, or a free one if that is taken.")
+    ] = None,
+    transport: Annotated[str, typer.Option(help="How the feed reads: websockets or picows.")] = "websockets",
+    seed: Annotated[int, typer.Option(help="What the simulated market's content follows from.")] = 1,
+) -> None:
+    """Record a simulated exchange over TLS, answer questions about it, and prove at the end that nothing is missing."""
+    from k2ray.cli.demo import demo as run
+
+    raise typer.Exit(run(seconds, rate=rate, data_dir=data_dir, port=port, transport=transport, seed=seed))

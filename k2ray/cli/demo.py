@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
-import typer
 import yaml
 from rich.console import Console
 from rich.live import Live
@@ -53,14 +52,30 @@ class _Stopped(Exception):
 
 
 def demo(
-    seconds: float | None = typer.Option(None, "--seconds", min=1, help="Record for this long, then end by itself."),
-    rate: float = typer.Option(500, "--rate", min=1, help="Trades per second that the simulated exchange makes."),
-    data_dir: Path = typer.Option(Path("k2ray-demo"), "--data-dir", help="Where the demo's data go; made anew."),
-    port: int | None = typer.Option(None, "--port", help="The API's port; by default 8000, or a free one if taken."),
-    transport: str = typer.Option("websockets", "--transport", help="How the feed reads: websockets or picows."),
-    seed: int = typer.Option(1, "--seed", help="What the simulated market's content follows from."),
-) -> None:
-    """Record a simulated exchange over TLS, answer questions about it, and prove at the end that nothing is missing."""
+    seconds: float | None = None,
+    *,
+    rate: float = 500,
+    data_dir: Path = Path("k2ray-demo"),
+    port: int | None = None,
+    transport: str = "websockets",
+    seed: int = 1,
+) -> int:
+    """Record a simulated exchange, answer questions about it, and prove at the end that nothing is missing.
+
+    Args:
+        seconds: Record for this long; None: until Ctrl-C.
+        rate: Trades per second that the simulated exchange makes.
+        data_dir: Where the demo's data goes; an earlier demo's is removed.
+        port: The API's; None takes 8000, or a free one if that is taken.
+        transport: `websockets` or `picows`.
+        seed: What the simulated market's content follows from.
+
+    Returns:
+        Exit status: 0 if nothing was lost, duplicated or invented.
+
+    Raises:
+        K2rayError: A part did not start; the message says which.
+    """
     config = data_dir / "k2ray.yaml"
     verdict: int = 1
     with _interruptible():
@@ -87,7 +102,7 @@ def demo(
                 _stop_simulator(simulator)
         except _Stopped:
             console.print("stopped")
-    raise typer.Exit(verdict)
+    return verdict
 
 
 def _step(text: str) -> None:
