@@ -219,7 +219,7 @@ def test_a_table_with_rows_and_without_any_key_is_not_written(tmp_path: Path) ->
     settings = lake_settings(tmp_path)
     catalog = open_catalog(settings, DataDir(tmp_path))
     table = create_table(catalog, settings, "trades")
-    with table.update_snapshot().fast_append() as foreign:
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as foreign:
         foreign.append_data_file(append_of(table, 0, 3).files[0])
     with pytest.raises(OperatorNeeded, match="no progress key"):
         ensure_table(catalog, settings, "trades", {TRADES_TOPIC: 2})

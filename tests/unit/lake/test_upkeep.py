@@ -1,0 +1,254 @@
+"""Expiry, tags and the removal of files that nothing can name any more."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyiceberg.table import Table
+
+from k2ray.clock import ManualClock
+from k2ray.errors import OperatorNeeded
+from k2ray.lake.catalog import create_table, open_catalog
+from k2ray.lake.commit import commit_append
+from k2ray.lake.durable import local_path
+from k2ray.lake.progress import committed_progress
+from k2ray.lake.sweep import MARGIN_US
+from k2ray.lake.upkeep import TableUpkeep, UpkeepReport
+from k2ray.layout import DataDir
+from k2ray.settings import Settings, load_settings
+from tests.support.lake import TRADES_TOPIC, Killed, append_of, kill_at, open_table, stored_ids
+
+HOUR_S = 3600
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(now_us=int(datetime.now(UTC).timestamp()) * 1_000_000)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return open_table(tmp_path)
+
+
+def settings(folder: Path, **upkeep: int) -> Settings:
+    kept = {"snapshots_kept": 5, "expire_every": 3, "metadata_versions_kept": 4, **upkeep}
+    return load_settings(arguments={"data_dir": str(folder), "lake": {"upkeep": kept}}, environ={})
+
+
+def upkeep_of(folder: Path, clock: ManualClock, leases: Any = tuple, **upkeep: int) -> TableUpkeep:
+    return TableUpkeep(settings(folder, **upkeep), DataDir(folder), "trades", clock=clock, leases=leases)
+
+
+def commit_many(table: Table, count: int) -> None:
+    progress = committed_progress(table.metadata)
+    assert progress is not None
+    start = progress.offset((TRADES_TOPIC, 0)).next
+    for offset in range(start, start + count):
+        commit_append(table, append_of(table, offset, offset + 1))
+
+
+def age(folder: Path, pattern: str, seconds: float) -> list[Path]:
+    found = list(folder.rglob(pattern))
+    for file in found:
+        stamp = file.stat().st_mtime - seconds
+        os.utime(file, (stamp, stamp))
+    return found
+
+
+def files(folder: Path, pattern: str) -> set[str]:
+    return {file.name for file in folder.rglob(pattern)}
+
+
+def test_a_table_without_snapshots_is_left_alone(tmp_path: Path, clock: ManualClock) -> None:
+    assert upkeep_of(tmp_path, clock).step() == UpkeepReport()
+    create_table(open_catalog(settings(tmp_path), DataDir(tmp_path)), settings(tmp_path), "trades")
+    assert upkeep_of(tmp_path, clock).step() == UpkeepReport()
+
+
+def test_snapshots_grow_only_to_the_limit_and_the_rows_stay(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    """Trap 19: no expiry, so that commits took ever longer and left more metadata than data."""
+    upkeep = upkeep_of(tmp_path, clock)
+    upkeep.step()
+    for _ in range(6):
+        commit_many(table, 4)
+        upkeep.step()
+        table.refresh()
+        assert len(table.metadata.snapshots) <= 5 + 3 + 1
+        assert len(table.metadata.snapshot_log) <= 5 + 3 + 1
+    commit_many(table, 1)
+    assert stored_ids(table) == list(range(25))
+    named = {local_path(snapshot.manifest_list) for snapshot in table.metadata.snapshots}
+    assert {str(file) for file in tmp_path.rglob("snap-*.avro")} == named
+    ledgers = {snapshot.summary.additional_properties.get("k2ray.ledger") for snapshot in table.metadata.snapshots}  # type: ignore[union-attr]
+    assert files(tmp_path, "*.arrow") == {str(ledger).rsplit("/", 1)[-1] for ledger in ledgers if ledger}
+    for snapshot in table.metadata.snapshots:
+        assert table.scan(snapshot_id=snapshot.snapshot_id).to_arrow().num_rows >= 0
+
+
+def test_old_metadata_files_are_deleted(tmp_path: Path, clock: ManualClock) -> None:
+    from tests.support.lake import ensure_table
+
+    wanted = settings(tmp_path)
+    table = ensure_table(open_catalog(wanted, DataDir(tmp_path)), wanted, "trades", {TRADES_TOPIC: 1})
+    commit_many(table, 10)
+    upkeep_of(tmp_path, clock).step()
+    assert len(files(tmp_path, "*.metadata.json")) == 5
+
+
+def test_one_tag_an_hour_for_a_week(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    upkeep = upkeep_of(tmp_path, clock)
+    first = upkeep.step().tagged
+    assert first is not None
+    assert upkeep.step().tagged is None
+    commit_many(table, 1)
+    assert upkeep.step().tagged is None
+    clock.advance(HOUR_S)
+    assert upkeep.step().tagged not in {None, first}
+    clock.advance(HOUR_S)
+    assert upkeep.step().tagged is None, "nothing is new since the last tag"
+    clock.advance(7 * 24 * HOUR_S)
+    commit_many(table, 1)
+    upkeep.step()
+    table.refresh()
+    assert first not in table.metadata.refs
+    assert len(table.metadata.refs) == 2
+
+
+def test_a_tagged_snapshot_can_still_be_read_after_expiry(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    commit_many(table, 2)
+    upkeep = upkeep_of(tmp_path, clock)
+    tag = upkeep.step().tagged
+    assert tag is not None
+    commit_many(table, 20)
+    assert upkeep.step().snapshots_expired > 0
+    table.refresh()
+    assert len(table.scan(snapshot_id=table.metadata.refs[tag].snapshot_id).to_arrow()) == 2
+
+
+def test_a_leased_snapshot_stays(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    commit_many(table, 2)
+    leased = table.metadata.current_snapshot_id
+    commit_many(table, 20)
+    assert upkeep_of(tmp_path, clock, leases=lambda: [leased]).step().snapshots_expired > 0
+    table.refresh()
+    assert table.snapshot_by_id(leased) is not None  # type: ignore[arg-type]
+    assert len(table.scan(snapshot_id=leased).to_arrow()) == 2
+
+
+def test_the_newest_key_survives_any_number_of_foreign_snapshots(
+    tmp_path: Path, table: Table, clock: ManualClock
+) -> None:
+    """Expiring a parent cuts the lineage, and the key behind it would be lost for good."""
+    commit_many(table, 3)
+    for symbol in range(12):
+        with table.transaction() as transaction, transaction.update_snapshot().fast_append() as foreign:
+            foreign.append_data_file(append_of(table, 1000 + symbol, 1001 + symbol).files[0])
+    upkeep_of(tmp_path, clock).step()
+    table.refresh()
+    progress = committed_progress(table.metadata)
+    assert progress is not None
+    assert progress.offset((TRADES_TOPIC, 0)).next == 3
+
+
+def test_an_expiry_that_races_a_rollback_does_not_remove_main(
+    tmp_path: Path, table: Table, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expiry by itself sends no requirements: the snapshot that an operator just rolled back to would be removed."""
+    commit_many(table, 20)
+    old = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)[2].snapshot_id
+    catalog = open_catalog(settings(tmp_path), DataDir(tmp_path))
+    commit = catalog.commit_table
+    calls = []
+
+    def rolled_back_first(*args: Any, **kwargs: Any) -> Any:
+        if not calls:
+            calls.append(True)
+            table.manage_snapshots().set_current_snapshot(old).commit()
+        return commit(*args, **kwargs)
+
+    monkeypatch.setattr(catalog, "commit_table", rolled_back_first)
+    TableUpkeep(settings(tmp_path), DataDir(tmp_path), "trades", clock=clock, catalog=catalog).step()
+    table.refresh()
+    assert table.metadata.current_snapshot_id == old
+    assert stored_ids(table) == [0, 1]
+
+
+def test_a_table_without_any_key_is_not_touched(tmp_path: Path, clock: ManualClock) -> None:
+    catalog = open_catalog(settings(tmp_path), DataDir(tmp_path))
+    table = create_table(catalog, settings(tmp_path), "trades")
+    for offset in range(12):
+        with table.transaction() as transaction, transaction.update_snapshot().fast_append() as foreign:
+            foreign.append_data_file(append_of(table, offset, offset + 1).files[0])
+    with pytest.raises(OperatorNeeded, match="no snapshot"):
+        upkeep_of(tmp_path, clock).step()
+    table.refresh()
+    assert len(table.metadata.snapshots) == 12
+
+
+def test_a_staged_file_stays_however_old_until_the_offset_has_passed(
+    tmp_path: Path, table: Table, clock: ManualClock
+) -> None:
+    """A suspended laptop wakes with a three-day-old file about to be committed."""
+    append = append_of(table, 0, 10)
+    age(tmp_path, "*", 3 * 24 * HOUR_S)
+    upkeep_of(tmp_path, clock).step()
+    commit_append(table, append)
+    assert stored_ids(table) == list(range(10))
+
+
+def test_what_dead_attempts_left_is_removed(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    dead = append_of(table, 0, 10)
+    with pytest.raises(Killed):
+        commit_append(table, dead, faults=kill_at("inside_commit"))
+    age(tmp_path, "*", 2 * MARGIN_US / 1e6)
+    lost = files(tmp_path, "*.avro") | files(tmp_path, "*.parquet") | files(tmp_path, "*.arrow")
+    table.refresh()
+    genesis = table.metadata.current_snapshot()
+    assert genesis is not None
+    lost -= {genesis.manifest_list.rsplit("/", 1)[-1]}
+    commit_many(table, 1)
+    report = upkeep_of(tmp_path, clock).step()
+    assert report.files_deleted == len(lost) == 4
+    left = files(tmp_path, "*")
+    assert not lost & left
+    assert stored_ids(table) == [0]
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    folder = Path(str(local_path(table.location())))
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "notes.parquet").write_text("mine")
+    (folder / "metadata" / "README.txt").write_text("mine")
+    age(tmp_path, "*", 30 * 24 * HOUR_S)
+    commit_many(table, 1)
+    upkeep_of(tmp_path, clock).step()
+    assert (folder / "data" / "notes.parquet").exists()
+    assert (folder / "metadata" / "README.txt").exists()
+
+
+def test_history_does_not_make_a_commit_dearer(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    """Trap 19, in counts instead of time: what a commit reads and writes is the same after 30 and after 150 commits."""
+
+    def cost() -> tuple[int, int, int]:
+        table.refresh()
+        head = table.current_snapshot()
+        assert head is not None
+        metadata = Path(str(local_path(table.metadata_location)))
+        document = json.loads(metadata.read_text())
+        return len(document["snapshots"]), len(head.manifests(table.io)), metadata.stat().st_size
+
+    upkeep = upkeep_of(tmp_path, clock)
+    costs = []
+    for _ in range(5):
+        commit_many(table, 30)
+        upkeep.step()
+        costs.append(cost())
+    assert costs[-1][0] <= costs[0][0] * 1.5
+    assert max(manifests for _, manifests, _ in costs) <= 60
+    assert costs[-1][2] <= costs[0][2] * 1.5
