@@ -24,6 +24,8 @@ _log = get_logger(__name__)
 FILE_BYTES = 4_194_304
 # Numbers leave room: what was under way when trouble began is put before what came after it.
 _STEP = 1000
+# What Arrow and the headers add to a record, at most; the first one of a file brings the schema too.
+_FRAMING_BYTES = 2048
 _SUFFIX = ".arrow"
 
 
@@ -186,7 +188,7 @@ class Spool:
         self._lock.close()
 
     def _write(self, record: SpoolRecord, number: int, *, fresh: bool) -> bool:
-        if self.bytes + len(record.value) > self.max_bytes:
+        if self.bytes + len(record.value) + _FRAMING_BYTES > self.max_bytes:
             self._count_shed(record, "full")
             return False
         try:
