@@ -15,23 +15,21 @@ Next in the flow: `actors/edge.py` makes actors in the cluster that this module 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from actors import ray_environment
+from actors.joining import answers, join
+from actors.ports import SERVICES, find_free_block
 from actors.wanted import write_private
 from k2ray.errors import RayUnavailable
 from k2ray.layout import DataDir
@@ -43,10 +41,6 @@ STOP_TIMEOUT_S = 20.0
 """2.5 s once no actor is left in a `run()`; past this the process group is killed."""
 CONNECT_TIMEOUT_S = 40.0
 """Ray itself tries for more than 200 s at a wrong address."""
-PROBE_TIMEOUT_S = 3.0
-
-_BLOCK = 400
-_BLOCK_RANGE = (20_000, 29_600)
 _READY = "Ray runtime started"
 
 
@@ -108,11 +102,11 @@ class RayCluster:
     def running(self) -> ClusterAddress | None:
         """Return the written address if its head lives (of a joined one: if its port answers)."""
         known = self.known()
-        if known is None:
+        if known is None or known.own is self.joins:
             return None
         if known.own:
             return known if known.pid is not None and self._is_our_head(known.pid) else None
-        return known if _answers(known.address) else None
+        return known if answers(known.address) else None
 
     # --- environment
 
@@ -127,41 +121,14 @@ class RayCluster:
         known = self.known()
         haproxy = self._haproxy if base_port is not None else known is not None and known.haproxy
         base_port = base_port or (known.base_port if known else None)
-        variables = {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self._layout.run / "ray-token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_DEDUP_LOGS": "0",
-        }
+        own = ray_environment.own_environment(self._layout)
         if base_port is not None and haproxy:
-            variables |= self._haproxy_environment(base_port)
-        return variables
-
-    def _haproxy_environment(self, base_port: int) -> dict[str, str]:
-        # Each of these has one fixed default, which two clusters on a machine would share.
-        folder = self._layout.ray_temp / "haproxy"
-        return {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(base_port + 10),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(base_port + 11),
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base_port + 300),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base_port + 349),
-            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base_port + 350),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base_port + 399),
-        }
+            own |= ray_environment.haproxy_environment(self._layout, base_port)
+        return own
 
     def prepare(self) -> None:
         """Set this process's environment for our cluster; call it before anything imports Ray."""
-        os.environ.update(self.environment())
-        # Ray asks this often, a second apart, before it gives up on a cluster that refuses its token.
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "6")
+        ray_environment.update(self.environment())
         if not self.joins:
             os.environ.pop("RAY_ADDRESS", None)
 
@@ -177,8 +144,11 @@ class RayCluster:
         if running is not None:
             return running
         self._make_token()
-        self._clear_temp()
+        self._end_leftovers()
+        self._haproxy = self._haproxy and ray_environment.haproxy_runs()
         base_port = find_free_block()
+        own = self.environment(base_port)
+        environment = ray_environment.head_environment(os.environ, own, watch_memory=self._watch_memory)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
             process = self._process = subprocess.Popen(
@@ -186,7 +156,7 @@ class RayCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._head_environment(base_port),
+                env=environment,
                 start_new_session=True,
                 cwd=self._layout.root,
             )
@@ -208,10 +178,11 @@ class RayCluster:
         """Stop our own head by its pid; False if there was none. A joined cluster is left alone."""
         known = self.known()
         if known is None or not known.own or known.pid is None or not self._is_our_head(known.pid):
-            if known is not None:
-                self._file.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
+            if known is not None and known.own:
+                self._end_leftovers()
             return False
-        members = self._members(known.pid)
+        members = self._members()
         os.kill(known.pid, signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(known.pid)], timeout=STOP_TIMEOUT_S)
         # Whoever Ray left behind is ours by its session or by the temp folder in its command line.
@@ -227,21 +198,8 @@ class RayCluster:
 
     def _command(self, base_port: int) -> list[str]:
         ray = self._settings.ray
-        ports = {
-            "--port": 0,
-            "--dashboard-port": 1,
-            "--dashboard-agent-listen-port": 2,
-            "--dashboard-agent-grpc-port": 3,
-            "--runtime-env-agent-port": 4,
-            "--metrics-export-port": 5,
-            "--ray-client-server-port": 6,
-            "--node-manager-port": 7,
-            "--object-manager-port": 8,
-            "--min-worker-port": 20,
-            "--max-worker-port": 299,
-        }
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-        command += [f"{option}={base_port + offset}" for option, offset in ports.items()]
+        command += [f"{option}={base_port + offset}" for option, offset in SERVICES.items()]
         command += [
             "--node-ip-address=127.0.0.1",
             "--dashboard-host=127.0.0.1",
@@ -253,18 +211,6 @@ class RayCluster:
         if not ray.dashboard:
             command += ["--include-dashboard=false", "--no-monitor", "--include-log-monitor=false"]
         return command
-
-    def _head_environment(self, base_port: int) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            # Settings are arguments; warnings that a test makes errors would end Ray's own processes.
-            if not name.startswith(("K2RAY_", "PYTEST_")) and name not in {"RAY_ADDRESS", "PYTHONWARNINGS"}
-        }
-        kept |= self.environment(base_port)
-        if not self._watch_memory:
-            kept["RAY_memory_monitor_refresh_ms"] = "0"
-        return kept
 
     def _make_token(self) -> None:
         path = self._layout.run / "ray-token"
@@ -280,17 +226,26 @@ class RayCluster:
         except psutil.Error:
             return False
 
-    def _members(self, pid: int) -> list[psutil.Process]:
-        """Return the processes of our cluster: the head's descendants and whoever works in our temp folder."""
-        found = {process.pid: process for process in psutil.Process(pid).children(recursive=True)}
+    def _members(self) -> list[psutil.Process]:
+        """Return the processes of our cluster: Ray's own that name our temp folder, and their descendants."""
+        mark = str(self._layout.ray_temp)
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
-                inside = any(str(self._layout.ray_temp) + "/" in part for part in process.cmdline())
+                if _is_rays(command := process.cmdline()) and any(_names_folder(part, mark) for part in command):
+                    found |= {member.pid: member for member in (process, *process.children(recursive=True))}
             except psutil.Error:
                 continue
-            if inside and process.pid != os.getpid():
-                found[process.pid] = process
+        found.pop(os.getpid(), None)
         return list(found.values())
+
+    def _end_leftovers(self) -> None:
+        """End what an earlier head of ours left behind when it was killed: two supervisors would compete."""
+        left = self._members()
+        for process in left:
+            _kill_quietly(process)
+        psutil.wait_procs(left, timeout=5)
+        self._clear_temp()
 
     def _clear_temp(self) -> None:
         shutil.rmtree(self._layout.ray_temp, ignore_errors=True)
@@ -315,62 +270,22 @@ class RayCluster:
         if known is None and not self.joins:
             raise RayUnavailable("our own Ray head does not run; start it with `k2ray up`")
         target = known.address if known is not None else str(self._settings.ray.address)
-        if target != "auto" and not _answers(target):
+        if target != "auto" and not answers(target):
             raise RayUnavailable(f"nothing listens at {target} (ray.address)")
         self.prepare()
-        reached = _init(target, self._layout.namespace, timeout_s)
+        reached = join(target, self._layout.namespace, timeout_s)
         if known is None:
             known = ClusterAddress(reached, own=False)
             write_private(self._file, json.dumps(asdict(known)))
         return known
 
 
-def _init(target: str, namespace: str, timeout_s: float) -> str:
-    """Call `ray.init` with a deadline; returns the address it reached."""
-    import ray
-
-    outcome: list[Any] = []
-
-    def attempt() -> None:
-        try:
-            ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
-            outcome.append(str(ray.get_runtime_context().gcs_address))
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            outcome.append(error)
-
-    if ray.is_initialized():
-        return str(ray.get_runtime_context().gcs_address)
-    thread = threading.Thread(target=attempt, name="ray-init", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if not outcome:
-        raise RayUnavailable(f"the Ray at {target} did not let us in within {timeout_s:g} s")
-    result = outcome[0]
-    if isinstance(result, str):
-        return result
-    raise RayUnavailable(_explain(target, result)) from result
+def _is_rays(command: list[str]) -> bool:
+    return any("/site-packages/ray/" in part or part == "ray.scripts.scripts" for part in command)
 
 
-def _explain(target: str, error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    mode = os.environ.get("RAY_AUTH_MODE", "not set")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    token = f"its token is refused or missing (RAY_AUTH_MODE is {mode}, token file {path})"
-    if "token" in str(error).lower() or "auth" in str(error).lower():
-        return f"the Ray at {target}: {token}: {first}"
-    if target == "auto":
-        return f"ray.address is auto, but no running Ray lets us in: none was started here, or {token}: {first}"
-    return f"the Ray at {target} answers but does not let us in: most likely {token}: {first}"
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
-            return True
-    except (OSError, ValueError):
-        return False
+def _names_folder(argument: str, folder: str) -> bool:
+    return argument.endswith(folder) or f"{folder}/" in argument
 
 
 def _kill_quietly(process: psutil.Process) -> None:
@@ -378,22 +293,3 @@ def _kill_quietly(process: psutil.Process) -> None:
         process.kill()
     except psutil.Error:
         return
-
-
-def find_free_block(chance: random.Random | None = None) -> int:
-    """Return the first of a block of free ports of 127.0.0.1, outside the range of other clusters' workers."""
-    chance = chance or random.SystemRandom()
-    for _ in range(100):
-        base = chance.randrange(*_BLOCK_RANGE, _BLOCK)
-        if all(_is_free(base + offset) for offset in (*range(12), *range(20, _BLOCK, 20))):
-            return base
-    raise RayUnavailable(f"no block of {_BLOCK} free ports between {_BLOCK_RANGE[0]} and {_BLOCK_RANGE[1]}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

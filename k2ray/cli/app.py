@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from k2ray.cli.broker import app as broker
-from k2ray.cli.demo import demo
 
 app = typer.Typer(
     name="k2ray",
@@ -71,7 +70,6 @@ def env(config: Config = None) -> None:
 
 
 app.add_typer(broker, name="broker")
-app.command()(demo)
 
 
 @app.command()

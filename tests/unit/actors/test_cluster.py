@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.cluster import RayCluster, find_free_block
+from actors.cluster import RayCluster
+from actors.ports import find_free_block
+from actors.ray_environment import head_environment
 from k2ray.errors import RayUnavailable
 from k2ray.layout import DataDir
 from k2ray.settings import load_settings
@@ -69,9 +71,10 @@ def test_the_heads_environment_is_not_the_tests(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     monkeypatch.setenv("K2RAY_API__PORT", "1")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    variables = cluster(Path("/data"))._head_environment(20_000)
+    variables = head_environment(os.environ, {"RAY_AUTH_MODE": "token"}, watch_memory=False)
     assert not {"PYTHONWARNINGS", "K2RAY_API__PORT", "RAY_ADDRESS"} & variables.keys()
     assert variables["PATH"] == os.environ["PATH"]
+    assert (variables["RAY_AUTH_MODE"], variables["RAY_memory_monitor_refresh_ms"]) == ("token", "0")
 
 
 def test_the_token_is_for_this_user_alone_and_is_kept(tmp_path: Path) -> None:
