@@ -5,7 +5,7 @@ Names are `k2ray_<noun>_<unit>`; prometheus-client adds `_total` to counters.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 # log/producer.py
 PRODUCED_ROWS = Counter("k2ray_produced_rows", "Rows that Kafka has confirmed.", ["topic"])
@@ -26,3 +26,14 @@ FEED_ROWS = Counter("k2ray_feed_rows", "Rows handed to the producer.", ["exchang
 FEED_IGNORED = Counter("k2ray_feed_ignored_frames", "Frames of streams that nobody subscribed.", ["exchange", "feed"])
 FEED_CONNECTS = Counter("k2ray_feed_connects", "Attempts to connect, by outcome.", ["exchange", "feed", "outcome"])
 FEED_DATA_AGE = Gauge("k2ray_feed_data_age_seconds", "Seconds since the last frame.", ["exchange", "feed"])
+
+# serve/
+HTTP_REQUESTS = Counter("k2ray_http_requests", "Requests answered, by route and status.", ["route", "status"])
+HTTP_SECONDS = Histogram(
+    "k2ray_http_seconds",
+    "Seconds from a request to the end of its answer.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+QUERY_ROWS = Counter("k2ray_query_rows", "Rows in answers.")
+QUERY_FILES = Counter("k2ray_query_files", "Data files read for answers.")

@@ -146,7 +146,8 @@ class _Reader:
         statement = f"""
             SELECT * FROM (
                 SELECT exchange, symbol, bucket,
-                    arg_min(price, moment) AS open, max(price) AS high, min(price) AS low, arg_max(price, moment) AS close,
+                    arg_min(price, moment) AS open, max(price) AS high,
+                    min(price) AS low, arg_max(price, moment) AS close,
                     sum(quantity) AS volume, sum(product) AS notional, bool_and(same) AS exact, count(*) AS count
                 FROM (
                     SELECT exchange, symbol, {_bucket(self._interval_us)} AS bucket, price, quantity,

@@ -8,6 +8,7 @@ Not here: how bars are made (`bars.py`), formats and HTTP (serve/).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from k2ray.query.cursor import Cursor, decode_cursor, encode_cursor
 from k2ray.query.database import Database
 from k2ray.query.files import Pinned, Snapshots
 from k2ray.query.heads import Heads
+from k2ray.query.listing import Listing
 from k2ray.query.plan import Slice, prune, slices
 from k2ray.query.request import BarsRequest, RowsRequest, Selection
 from k2ray.query.scan import fetch_source, source_sql, where_sql
@@ -66,9 +68,9 @@ class QueryEngine:
         warehouse = local_path(catalog_properties(settings, layout)["warehouse"])
         if warehouse is None:
             raise OperatorNeeded("lake.warehouse: queries read local warehouses only")
-        self.heads = Heads(catalog, settings, clock or SystemClock())
-        self.snapshots = Snapshots(self.heads)
+        self.snapshots = Snapshots(Heads(catalog, settings, clock or SystemClock()))
         self.database = Database([warehouse], settings.api.memory_bytes, settings.api.threads, settings.api.timeout_s)
+        self._listing = Listing(self.database, self.snapshots)
 
     def rows(self, request: RowsRequest) -> Answer:
         """Answer a question about rows.
@@ -134,6 +136,25 @@ class QueryEngine:
             position = _position(rows, BAR_KEY)
             next_cursor = encode_cursor(Cursor(pinned.snapshot_id, position), request.digest(), pinned.key)
         return Answer(rows, next_cursor, pinned.snapshot_id, files)
+
+    def symbols(self, table_name: str, exchange: str | None) -> Answer:
+        """List the instruments of a table; see `listing.py`."""
+        rows, snapshot_id = self._listing.symbols(table_name, exchange)
+        return Answer(rows, None, snapshot_id, 0)
+
+    def list_snapshots(self, table_name: str, limit: int) -> Answer:
+        """List a table's snapshots, the newest first; see `listing.py`."""
+        rows, snapshot_id = self._listing.snapshots(table_name, limit)
+        return Answer(rows, None, snapshot_id, 0)
+
+    def check(self, table_names: Iterable[str]) -> None:
+        """Return if every table can be read.
+
+        Raises:
+            TryAgain: Catalog or storage do not answer, or a table does not exist yet.
+        """
+        for name in table_names:
+            self.snapshots.pin(name)
 
     def close(self) -> None:
         """Let go of the database."""

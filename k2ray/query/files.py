@@ -143,6 +143,15 @@ class Snapshots:
         key = (str(table.metadata.table_uuid), snapshot.snapshot_id)
         return self._pinned.get(key, lambda: _pin(table, snapshot))
 
+    def head(self, table_name: str) -> Table:
+        """Return a table's newest metadata.
+
+        Raises:
+            CatalogUnavailable: The catalog does not answer.
+            TryAgain: The table does not exist yet.
+        """
+        return self._heads.current(table_name)
+
     def files(self, pinned: Pinned, selection: Selection) -> FileList:
         """Return the files of those manifests that may hold rows of the selection (a superset of the files needed).
 

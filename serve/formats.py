@@ -1,0 +1,201 @@
+"""Answers as bytes: JSON with exact numbers as text, or an Arrow IPC stream, a chunk of rows at a time.
+
+JSON: `{"data": [...], "next_cursor": ..., "snapshot": ...}`. Decimals are strings without trailing zeros, times are
+ISO-8601 with microseconds and Z, whole numbers are numbers, snapshot ids are strings (they do not fit a double).
+Arrow: the same columns with their types; cursor and snapshot are in the schema's metadata. Both repeat them in headers.
+
+Rows become text column by column, in Arrow; a row never is a Python object unless it has lists or maps.
+Places are left for csv, parquet and ndjson: an entry in `FORMATS` each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2ray.errors import BadRequest
+from k2ray.query.engine import Answer
+
+ROWS_PER_CHUNK = 16_384
+CURSOR_HEADER = "X-K2ray-Next-Cursor"
+SNAPSHOT_HEADER = "X-K2ray-Snapshot"
+
+# What JSON may not hold as it is; everything else passes as UTF-8.
+_MUST_ESCAPE = r'["\\\x00-\x1f]'
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write an answer.
+
+    Attributes:
+        media_type: For the Content-Type header.
+        encode: Answer -> chunks of bytes; the first one comes with the first rows.
+    """
+
+    media_type: str
+    encode: Callable[[Answer], Iterator[bytes]]
+
+
+def encode_json(answer: Answer) -> Iterator[bytes]:
+    """Write an answer as one JSON object."""
+    yield b'{"data":['
+    separator = b""
+    for chunk in _chunks(answer.rows):
+        yield separator + _json_rows(chunk)
+        separator = b","
+    snapshot = None if answer.snapshot_id is None else str(answer.snapshot_id)
+    cursor = msgspec.json.encode(answer.next_cursor)
+    yield b'],"next_cursor":' + cursor + b',"snapshot":' + msgspec.json.encode(snapshot) + b"}"
+
+
+def encode_arrow(answer: Answer) -> Iterator[bytes]:
+    """Write an answer as an Arrow IPC stream; metadata `next_cursor` and `snapshot` where there are any."""
+    facts = {}
+    if answer.next_cursor is not None:
+        facts["next_cursor"] = answer.next_cursor
+    if answer.snapshot_id is not None:
+        facts["snapshot"] = str(answer.snapshot_id)
+    schema = answer.rows.schema.with_metadata(facts)
+    sink = _Sink()
+    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), schema) as writer:
+        for chunk in _chunks(answer.rows):
+            writer.write_table(chunk)
+            yield sink.taken()
+    yield sink.taken()
+
+
+FORMATS = {
+    "json": Format("application/json", encode_json),
+    "arrow": Format("application/vnd.apache.arrow.stream", encode_arrow),
+}
+
+
+def choose_format(name: str | None, accept: str | None) -> Format:
+    """Return the format that `format=` names, else the first known one in the Accept header, else JSON.
+
+    Raises:
+        BadRequest: `format=` names none that is known.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise BadRequest("format", f"{name!r} is not a format; allowed: {', '.join(FORMATS)}")
+        return FORMATS[name]
+    for part in (accept or "").split(","):
+        media_type = part.split(";")[0].strip()
+        for known in FORMATS.values():
+            if media_type == known.media_type:
+                return known
+    return FORMATS["json"]
+
+
+def headers(answer: Answer) -> dict[str, str]:
+    """Return the headers that every format has."""
+    found = {}
+    if answer.next_cursor is not None:
+        found[CURSOR_HEADER] = answer.next_cursor
+    if answer.snapshot_id is not None:
+        found[SNAPSHOT_HEADER] = str(answer.snapshot_id)
+    return found
+
+
+def _chunks(rows: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, rows.num_rows, ROWS_PER_CHUNK):
+        yield rows.slice(start, ROWS_PER_CHUNK)
+
+
+def _json_rows(rows: pa.Table) -> bytes:
+    """Return `{...},{...}` of at least one row."""
+    pieces: list[pa.Array | pa.Scalar] = []
+    opening = "{"
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        pieces += [_text(f"{opening}{msgspec.json.encode(name).decode()}:"), _json_column(column.combine_chunks())]
+        opening = ","
+    pieces.append(_text("},"))
+    lines = pc.binary_join_element_wise(*pieces, _text(""))
+    # The lines lie one after the other in one buffer: it is the answer as it is, but for the last comma.
+    offsets, data = lines.buffers()[1:]
+    places = memoryview(offsets).cast("q")
+    first, last = places[lines.offset], places[lines.offset + len(lines)]
+    return bytes(memoryview(data)[first : last - 1])
+
+
+def _json_column(column: pa.Array) -> pa.Array:
+    """Return each value's JSON text, nulls as `null`."""
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        text = column.cast(pa.large_string())
+    elif pa.types.is_decimal(kind):
+        text = _quoted(_decimals(column))
+    elif pa.types.is_timestamp(kind):
+        # Arrow writes 2026-01-01 00:00:00.000000Z.
+        text = _quoted(pc.utf8_replace_slice(column.cast(pa.large_string()), 10, 11, "T"))
+    elif pa.types.is_string(kind):
+        text = _strings(column)
+    else:
+        text = pa.array([_nested(value) for value in column.to_pylist()], pa.large_string())
+    return pc.fill_null(text, "null") if text.null_count else text
+
+
+def _strings(column: pa.Array) -> pa.Array:
+    large = column.cast(pa.large_string())
+    if pc.any(pc.match_substring_regex(large, _MUST_ESCAPE)).as_py():
+        known = large.dictionary_encode()
+        escaped = [msgspec.json.encode(value).decode() for value in known.dictionary.to_pylist()]
+        return pa.array(escaped, pa.large_string()).take(known.indices)
+    return _quoted(large)
+
+
+def _decimals(column: pa.Array) -> pa.Array:
+    """Return decimals in plain notation, without trailing zeros."""
+    text = column.cast(pa.large_string())
+    # Arrow writes numbers below 1e-6, zero among them, with an exponent.
+    if pc.any(pc.match_substring(text, "E")).as_py():
+        known = text.dictionary_encode()
+        plain = [format(Decimal(value), "f") for value in known.dictionary.to_pylist()]
+        text = pa.array(plain, pa.large_string()).take(known.indices)
+    if column.type.scale > 0:
+        text = pc.utf8_rtrim(pc.utf8_rtrim(text, "0"), ".")
+    return text
+
+
+def _quoted(text: pa.Array) -> pa.Array:
+    mark = _text('"')
+    return pc.binary_join_element_wise(mark, text, mark, _text(""))
+
+
+def _nested(value: object) -> str:
+    # A map comes as pairs.
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        value = dict(value)
+    return msgspec.json.encode(value).decode()
+
+
+def _text(value: str) -> pa.Scalar:
+    return pa.scalar(value, pa.large_string())
+
+
+class _Sink:
+    """A file that is emptied after every batch."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        return
+
+    def taken(self) -> bytes:
+        joined = b"".join(self._parts)
+        self._parts.clear()
+        return joined
