@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from urllib.parse import urlsplit
 
 from picows import (
@@ -13,6 +15,8 @@ from picows import (
     WSInvalidStatusError,
     WSListener,
     WSMsgType,
+    WSParsedURL,
+    WSProtocolError,
     WSTransport,
     ws_connect,
 )
@@ -48,11 +52,13 @@ class _Listener(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "reserved bits must be 0")
         if kind in _DATA:
-            if frame.fin and kind is not WSMsgType.CONTINUATION:
+            if frame.fin and kind is not WSMsgType.CONTINUATION and not self._fragments:
                 self._frames.append(frame.get_payload_as_bytes())
             else:
-                self._add_fragment(frame.get_payload_as_bytes(), frame.fin)
+                self._add_fragment(kind, frame.get_payload_as_bytes(), frame.fin)
         elif kind is WSMsgType.PONG:
             self._sink.on_pong(frame.get_payload_as_bytes())
         elif kind is WSMsgType.PING:
@@ -106,13 +112,15 @@ class _Listener(WSListener):
         if self._transport is not None and not self._transport.is_disconnected:
             self._transport.send_ping(payload)
 
-    def _add_fragment(self, payload: bytes, final: bool) -> None:
+    def _add_fragment(self, kind: WSMsgType, payload: bytes, final: bool) -> None:
+        """Check and put together what picows hands over as it comes."""
+        if (kind is WSMsgType.CONTINUATION) != bool(self._fragments):
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "a continuation without a start, or a start within one")
         self._fragments.append(payload)
         self._fragment_bytes += len(payload)
         if self._fragment_bytes > self._max_bytes:
-            self._fragments, self._fragment_bytes = [], 0
-            self.close(int(WSCloseCode.MESSAGE_TOO_BIG.value), "message too big")
-        elif final:
+            raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, f"a message of more than {self._max_bytes} bytes")
+        if final:
             self._frames.append(b"".join(self._fragments))
             self._fragments, self._fragment_bytes = [], 0
 
@@ -129,6 +137,12 @@ async def connect(endpoint: Endpoint, sink: Sink) -> _Listener:
         ExchangeUnavailable: With the reason; try again with backoff.
     """
     host = urlsplit(endpoint.url).hostname
+    made: list[socket.socket] = []
+
+    async def make_socket(url: WSParsedURL) -> socket.socket:
+        made.append(await _connected_socket(url.host, url.port))
+        return made[0]
+
     try:
         async with asyncio.timeout(endpoint.connect_timeout_s):
             _, listener = await ws_connect(
@@ -140,6 +154,7 @@ async def connect(endpoint: Endpoint, sink: Sink) -> _Listener:
                 max_frame_size=endpoint.max_frame_bytes,
                 max_redirects=0,
                 read_buffer_init_size=READ_BYTES,
+                socket_factory=make_socket,
                 use_aiofastnet=False,
                 ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
             )
@@ -149,5 +164,32 @@ async def connect(endpoint: Endpoint, sink: Sink) -> _Listener:
         raise ExchangeUnavailable(f"{host}: the handshake failed: {error}") from None
     except (OSError, TimeoutError, WSError) as error:
         raise ExchangeUnavailable(f"{host}: {explain(error)}") from None
-    assert isinstance(listener, _Listener)
+    except asyncio.CancelledError:
+        # picows goes on by itself with a handshake that nobody waits for; the end of the stream ends it.
+        for item in made:
+            with contextlib.suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+        raise
+    if not isinstance(listener, _Listener):
+        raise ExchangeUnavailable(f"{host}: the peer closed before the handshake ended")
     return listener
+
+
+async def _connected_socket(host: str, port: int) -> socket.socket:
+    """Connect to the first address of `host` that answers."""
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        attempt = socket.socket(family, kind, protocol)
+        attempt.setblocking(False)
+        try:
+            await loop.sock_connect(attempt, address)
+        except OSError as error:
+            attempt.close()
+            failure = error
+        except asyncio.CancelledError:
+            attempt.close()
+            raise
+        else:
+            return attempt
+    raise failure
