@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,6 +119,7 @@ class FeedSession:
         producer: Where records go; used from the event loop's thread only.
         clock: Time.
         connect: A transport's `connect`; None takes the one that the settings name.
+        ask: Asks the exchange about the feed's symbols, as `instruments.fetch_instruments` does by REST.
         uniform: Source of the reconnect delays' jitter.
     """
 
@@ -131,6 +132,7 @@ class FeedSession:
         clock: Clock | None = None,
         *,
         connect: Connect | None = None,
+        ask: Callable[[], Awaitable[dict[str, Instrument]]] | None = None,
         uniform: Callable[[float, float], float] | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
@@ -151,6 +153,7 @@ class FeedSession:
         self._machine = machine.Connection(settings.feed, uniform or random.SystemRandom().uniform)
         self._decoder: FrameDecoder = self._adapter.decoder(self._subscription)
         self._instruments: dict[str, Instrument] = {}
+        self._ask = ask or self._ask_by_rest
         self._inbox: deque[machine.Event] = deque()
         self._wake = asyncio.Event()
         self._transport: Transport | None = None
@@ -319,14 +322,15 @@ class FeedSession:
         if SHUTDOWN in decoded.events:
             self.post(machine.ShutdownAnnounced(connection))
 
+    async def _ask_by_rest(self) -> dict[str, Instrument]:
+        return await fetch_instruments(self._adapter, self._exchange_settings.rest_url, self._tls, self.symbols)
+
     async def _ask_for_instruments(self) -> None:
         """Fetch once, trying again for ever; the decoder guesses until then."""
         delay_s = self._settings.feed.backoff_initial_s
         while self.symbols and not self._instruments:
             try:
-                self._instruments = await fetch_instruments(
-                    self._adapter, self._exchange_settings.rest_url, self._tls, self.symbols
-                )
+                self._instruments = await self._ask()
                 self._decoder.learn(self._instruments)
                 return
             except ExchangeUnavailable as error:

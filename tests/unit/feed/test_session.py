@@ -1,0 +1,284 @@
+"""A feed's session with a transport and a producer that exist only here: no socket, no Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from k2ray.errors import ExchangeUnavailable
+from k2ray.exchanges.base import Instrument
+from k2ray.feed.session import FeedSession
+from k2ray.feed.transport import Endpoint, Sink, Transport
+from k2ray.log.partition import partition_of
+from k2ray.settings import Settings
+from k2ray.wire.codec import Headers, decode
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "BTCFDUSD")
+
+
+class FakeTransport:
+    """What the session sees of an open connection; the test plays the peer."""
+
+    def __init__(self, exchange: FakeExchange, sink: Sink) -> None:
+        self.exchange, self.sink = exchange, sink
+        self.closed = False
+
+    def send_text(self, text: bytes) -> None:
+        self.exchange.sent.append(text)
+
+    def ping(self, payload: bytes) -> None:
+        self.exchange.pings += 1
+        if self.exchange.answers_pings:
+            self.sink.on_pong(payload)
+
+    def close(self, code: int, reason: str) -> None:
+        self.end("closed by us")
+
+    def cut(self) -> None:
+        self.end("cut by us")
+
+    def end(self, reason: str) -> None:
+        if not self.closed:
+            self.closed = True
+            self.sink.on_closed(reason)
+
+
+class FakeExchange:
+    """Refuses as often as told, then accepts."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.refusals = refusals
+        self.answers_pings = True
+        self.pings = 0
+        self.sent: list[bytes] = []
+        self.urls: list[str] = []
+        self.connections: list[FakeTransport] = []
+        self.hanging = False
+
+    async def connect(self, endpoint: Endpoint, sink: Sink) -> Transport:
+        self.urls.append(endpoint.url)
+        if self.hanging:
+            await asyncio.Event().wait()
+        if self.refusals:
+            self.refusals -= 1
+            raise ExchangeUnavailable("refused, for the test")
+        self.connections.append(FakeTransport(self, sink))
+        return self.connections[-1]
+
+    @property
+    def now(self) -> FakeTransport:
+        return self.connections[-1]
+
+
+class FakeProducer:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, int, list[dict[str, Any]]]] = []
+        self.dead: list[tuple[str, bytes, str, str, int]] = []
+        self.flushed = False
+
+    def publish(self, topic: str, partition: int, value: bytes, headers: Headers, rows: int) -> None:
+        batch = decode(value, headers)
+        assert batch.num_rows == rows  # type: ignore[union-attr]
+        self.records.append((topic, partition, batch.to_pylist()))  # type: ignore[union-attr]
+
+    def dead_letter(self, exchange: str, raw: bytes, reason: str, *, source: str, at_us: int) -> None:
+        self.dead.append((exchange, raw, reason, source, at_us))
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        pass
+
+    def flush(self, timeout_s: float) -> bool:
+        self.flushed = True
+        return True
+
+    @property
+    def ids(self) -> list[str]:
+        return [row["trade_id"] for _, _, rows in self.records for row in rows]
+
+
+def trade(number: int, symbol: str = "BTCUSDT") -> bytes:
+    data = {"e": "trade", "E": 1, "s": symbol, "t": number, "p": "1", "q": "1", "T": 1_790_000_000_000, "m": True}
+    return json.dumps({"stream": f"{symbol.lower()}@trade", "data": data}, separators=(",", ":")).encode()
+
+
+async def until(look: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + 10
+    while not look():
+        assert time.monotonic() < deadline_s, f"not within 10 s: {what}"
+        await asyncio.sleep(0.001)
+
+
+class World:
+    def __init__(
+        self, exchange: FakeExchange | None = None, *, index: int = 0, connections: int = 1, **feed: Any
+    ) -> None:
+        self.exchange = exchange or FakeExchange()
+        self.producer = FakeProducer()
+        self.asked = 0
+        self.settings = Settings.model_validate(
+            {
+                "exchanges": {"binance": {"symbols": symbols, "connections": connections}},
+                "feed": {"backoff_initial_s": 0.01, "linger_idle_s": 0.01, **feed},
+            }
+        )
+        self.session = FeedSession(
+            self.settings, "binance", index, self.producer, connect=self.exchange.connect, ask=self.ask
+        )
+
+    async def ask(self) -> dict[str, Instrument]:
+        self.asked += 1
+        if self.asked == 1:
+            raise ExchangeUnavailable("away, for the test")
+        return {symbol: Instrument(symbol, f"of {symbol}") for symbol in SYMBOLS}
+
+    async def __aenter__(self) -> World:
+        self.task = asyncio.create_task(self.session.run())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def up(self, number: int = 1) -> None:
+        await until(
+            lambda: len(self.exchange.connections) == number and self.session.status().state == "open", "connection"
+        )
+
+
+async def test_frames_become_records_in_their_partitions() -> None:
+    async with World() as world:
+        await world.up()
+        world.exchange.now.sink.on_frames([trade(number, SYMBOLS[number % 5]) for number in range(50)])
+        await until(lambda: len(world.producer.ids) == 50, "all rows")
+        for topic, partition, rows in world.producer.records:
+            assert topic == "market.crypto.trades.binance"
+            assert {partition_of("binance", row["symbol"], 4) for row in rows} == {partition}
+            assert {row["currency"] for row in rows} == {f"of {row['symbol']}" for row in rows}, "the exchange's word"
+        status = world.session.status()
+        assert (status.frames, status.rows, status.dead_letters, status.state) == (50, 50, 0, "open")
+        assert status.bytes == sum(len(trade(number, SYMBOLS[number % 5])) for number in range(50))
+        assert status.last_data_age_s is not None
+
+
+async def test_an_undecodable_frame_becomes_a_dead_letter_with_its_story() -> None:
+    """Trap 3: undecodable records were logged, skipped and lost."""
+    async with World() as world:
+        await world.up()
+        world.exchange.now.sink.on_frames([trade(1), b"nonsense", trade(2)])
+        await until(lambda: world.producer.dead, "the dead letter")
+        ((exchange, raw, reason, source, at_us),) = world.producer.dead
+        assert (exchange, raw, source) == ("binance", b"nonsense", "feed:binance:0/1")
+        assert "JSON" in reason
+        assert abs(at_us - time.time_ns() // 1_000) < 60_000_000
+        assert world.producer.ids == ["1", "2"]
+
+
+async def test_it_reconnects_for_ever_and_loses_no_frame_that_arrived() -> None:
+    async with World(FakeExchange(refusals=5)) as world:
+        for number in range(1, 6):
+            await world.up(number)
+            world.exchange.now.sink.on_frames([trade(number)])
+            world.exchange.now.end("gone")
+        await world.up(6)
+        await until(lambda: len(world.producer.ids) == 5, "all rows")
+        assert world.producer.ids == ["1", "2", "3", "4", "5"]
+        status = world.session.status()
+        assert (status.reconnects, status.last_reason) == (5, "gone")
+        assert len(world.exchange.urls) == 11
+
+
+async def test_a_peer_that_stops_answering_is_replaced() -> None:
+    """Trap 7: a heartbeat is tested against a peer that stops answering."""
+    async with World(stale_after_s=0.05, pong_timeout_s=0.05) as world:
+        await world.up()
+        await until(lambda: world.exchange.pings >= 2, "it is probed while it answers")
+        assert len(world.exchange.connections) == 1
+        world.exchange.answers_pings = False
+        await until(lambda: len(world.exchange.connections) >= 2, "a new connection")
+        assert "pong" in world.session.status().last_reason
+
+
+async def test_an_announced_shutdown_reconnects_at_once() -> None:
+    async with World() as world:
+        await world.up()
+        world.exchange.now.sink.on_frames([b'{"e":"serverShutdown","E":1}', trade(1)])
+        await world.up(2)
+        assert world.producer.ids == ["1"]
+
+
+async def test_a_drain_publishes_all_that_arrived_and_flushes() -> None:
+    async with World(linger_idle_s=60) as world:
+        await world.up()
+        world.exchange.now.sink.on_frames([trade(number) for number in range(10)])
+        assert await world.session.drain() is True
+        assert len(world.producer.ids) == 10
+        assert world.producer.flushed
+        assert world.exchange.now.closed
+        await asyncio.wait_for(world.task, 5)
+        assert world.session.status().state == "drained"
+        assert await world.session.drain() is True, "a second caller gets the same answer"
+
+
+@pytest.mark.parametrize("when", ["waiting", "connecting"])
+async def test_a_drain_is_prompt_while_nothing_is_open(when: str) -> None:
+    """Trap 8: the stop was ignored while idle."""
+    exchange = FakeExchange(refusals=10**9 if when == "waiting" else 0)
+    exchange.hanging = when == "connecting"
+    async with World(exchange, backoff_initial_s=60, backoff_max_s=60) as world:
+        await until(lambda: exchange.urls, "an attempt")
+        started = time.monotonic()
+        assert await world.session.drain() is True
+        assert time.monotonic() - started < 2
+
+
+async def test_a_feed_that_owns_no_symbol_idles_and_drains() -> None:
+    idle = (partition_of("binance", "BTCUSDT", 4) + 1) % 4
+    async with World(index=idle, connections=4, symbols=("BTCUSDT",)) as world:
+        await asyncio.sleep(0.1)
+        status = world.session.status()
+        assert (status.state, status.symbols, world.exchange.urls, world.asked) == ("idle", 0, [], 0)
+        assert status.loop_age_s < 1
+        assert await world.session.drain() is True
+
+
+def test_feeds_share_the_symbols_by_partition() -> None:
+    owned = [World(index=index, connections=3).session.symbols for index in range(3)]
+    assert sorted(symbol for symbols in owned for symbol in symbols) == sorted(SYMBOLS)
+    for index, symbols in enumerate(owned):
+        assert all(partition_of("binance", symbol, 4) % 3 == index for symbol in symbols)
+
+
+async def test_the_feeds_metrics_move() -> None:
+    """Trap 27: metrics that were never set."""
+
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, {"exchange": "binance", "feed": "0", **labels}) or 0.0
+
+    names: dict[str, dict[str, str]] = {
+        "k2ray_feed_frames_total": {},
+        "k2ray_feed_rows_total": {"channel": "trades"},
+        "k2ray_feed_ignored_frames_total": {},
+        "k2ray_feed_connects_total": {"outcome": "opened"},
+    }
+    before = {name: value(name, **labels) for name, labels in names.items()}
+    failed = value("k2ray_feed_connects_total", outcome="failed")
+    async with World(FakeExchange(refusals=1)) as world:
+        await world.up()
+        world.exchange.now.sink.on_frames([trade(1), b'{"stream":"btcusdt@kline_1m","data":{}}'])
+        await until(lambda: world.producer.ids, "the row")
+        await until(lambda: value("k2ray_feed_data_age_seconds") > 0, "the age")
+    assert {name: value(name, **labels) - before[name] for name, labels in names.items()} == {
+        "k2ray_feed_frames_total": 2,
+        "k2ray_feed_rows_total": 1,
+        "k2ray_feed_ignored_frames_total": 1,
+        "k2ray_feed_connects_total": 1,
+    }
+    assert value("k2ray_feed_connects_total", outcome="failed") - failed == 1
