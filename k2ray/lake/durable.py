@@ -16,7 +16,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pyiceberg.exceptions import RESTError
-from pyiceberg.io import OutputStream
+from pyiceberg.io import InputFile, OutputFile, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -108,3 +108,8 @@ class DurableFileIO(PyArrowFileIO):
         if path is None:
             return super().new_output(location)
         return _DurableFile(location, path, self.fs_by_scheme("file", ""))
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        """Delete a file; one that is gone already is as good as deleted (two processes clean up the same history)."""
+        with contextlib.suppress(FileNotFoundError):
+            super().delete(location)

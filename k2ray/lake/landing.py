@@ -8,7 +8,7 @@ Next in the flow: `commit.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from k2ray.lake.durable import AWAY
 from k2ray.lake.intake import Batch, DeadLetter
 from k2ray.lake.progress import Offset, PartitionKey
 from k2ray.lake.stage import Origin, concat_rows, ledger_location, stage
+from k2ray.ledger import Gap
 
 DEAD_LETTER_TIMEOUT_S = 15.0
 
@@ -47,6 +48,7 @@ class Landing:
         start: Offsets of all partitions before it.
         end: Next offsets of the partitions that it moves.
         ledger: Content of the ledger file as of `end`.
+        gaps: Missing id ranges as of `end`.
         cluster: Kafka's cluster id.
         topics: Topic name -> topic id.
         notes: More summary properties (holes, rewinds).
@@ -57,6 +59,7 @@ class Landing:
     start: Mapping[PartitionKey, Offset]
     end: Mapping[PartitionKey, Offset]
     ledger: bytes
+    gaps: Sequence[Gap]
     cluster: str
     topics: Mapping[str, str]
     started_s: float

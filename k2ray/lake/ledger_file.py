@@ -9,16 +9,17 @@ from pyiceberg.io import FileIO
 from k2ray.errors import CatalogUnavailable, OperatorNeeded
 from k2ray.lake.durable import AWAY
 from k2ray.lake.progress import Offset, PartitionKey, Progress
-from k2ray.ledger import Ledger
+from k2ray.ledger import Ledger, LedgerParams
 from k2ray.ledger.file import LedgerPosition, decode_ledger, encode_ledger
 
 
-def load_ledger(io: FileIO, progress: Progress) -> Ledger:
+def load_ledger(io: FileIO, progress: Progress, table_name: str) -> Ledger:
     """Return the ledger that a key names.
 
     Args:
         io: The table's.
         progress: The key; without a ledger file it must not have moved from the start.
+        table_name: For the parameters of a new table's ledger.
 
     Raises:
         OperatorNeeded: The file is gone, unreadable, or of other offsets than the committed ones: what was stored is
@@ -29,7 +30,7 @@ def load_ledger(io: FileIO, progress: Progress) -> Ledger:
         moved = [key for key, offset in progress.offsets.items() if offset.next]
         if moved:
             raise OperatorNeeded(f"snapshot {progress.snapshot_id} has offsets of {moved[0]} and names no ledger file")
-        return Ledger()
+        return Ledger(LedgerParams.for_table(table_name))
     try:
         with io.new_input(progress.ledger).open() as stream:
             content = stream.read()

@@ -13,37 +13,25 @@ gathered, which bounds the memory. Nothing but the table remembers progress: a w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from pyiceberg.catalog import Catalog
-from pyiceberg.table import Table
 
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import K2rayError, WorldMoved
-from k2ray.lake.catalog import ensure_table, open_catalog
+from k2ray.lake.catalog import open_catalog
 from k2ray.lake.commit import Faults, Landed, no_faults
 from k2ray.lake.freshness import Freshness
-from k2ray.lake.intake import Batch, Intake
 from k2ray.lake.landing import DeadLetters, Landing
-from k2ray.lake.ledger_file import dump_ledger, load_ledger
-from k2ray.lake.positions import Start, find_start
-from k2ray.lake.progress import (
-    HOLES_KEY,
-    REWINDS_KEY,
-    Offset,
-    PartitionKey,
-    Progress,
-    committed_progress,
-    jumps_to_summary,
-)
-from k2ray.lake.reading import Reading
+from k2ray.lake.progress import Progress
+from k2ray.lake.world import Log, World, open_world
 from k2ray.lake.writer_status import StepReport, WriterStatus
 from k2ray.layout import DataDir
 from k2ray.ledger import Gap
-from k2ray.log.consumer import ClusterIds, LogReader, LogRecord, OffsetLost, Position
+from k2ray.log.consumer import LogReader, OffsetLost, PartitionKey, Position
 from k2ray.log.producer import LogProducer
 from k2ray.log.topics import table_topics
 from k2ray.logs import get_logger
@@ -61,19 +49,8 @@ DRAIN_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
 
 
-class Log(Protocol):
-    """What the writer needs of Kafka; `log.consumer.LogReader` is one."""
-
-    def cluster(self, topics: Sequence[str]) -> ClusterIds: ...  # noqa: D102
-    def assign(self, positions: Mapping[PartitionKey, Position]) -> None: ...  # noqa: D102
-    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]: ...  # noqa: D102
-    def watermarks(self, key: PartitionKey) -> tuple[int, int]: ...  # noqa: D102
-    def cached_end(self, key: PartitionKey) -> int | None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
 class TableWriter:
-    """Writes one table. One thread calls `step`, `drain` and `close`; `status` may be called from any.
+    """Writes one table. One thread calls `step`, `drain` and `close`; `status` and `gaps` may be called from any.
 
     Args:
         settings: All settings.
@@ -115,18 +92,12 @@ class TableWriter:
         self._letters: DeadLetters | None = None
         self._catalog = catalog
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"commit-{table_name}")
-        self._table: Table | None = None
-        self._intake: Intake | None = None
-        self._batch = Batch()
-        self._base: dict[PartitionKey, Offset] = {}
-        self._start: Start | None = None
+        self._world: World | None = None
         self._landing: Landing | None = None
         self._running: Future[Landed] | None = None
         self._lost: OffsetLost | None = None
-        self._reading = Reading({})
         self._freshness = Freshness()
         self._gaps: list[Gap] = []
-        self._gaps_next: list[Gap] = []
         self._last_commit_s: float | None = None
         self._status = WriterStatus(table_name)
 
@@ -140,29 +111,21 @@ class TableWriter:
         self._forget()
         if self._catalog is None:
             self._catalog = open_catalog(self._settings, self._layout)
-        cluster = self._reader.cluster(self._topics)
-        self._table = ensure_table(
+        world = open_world(
             self._catalog,
             self._settings,
             self._name,
-            {topic: ids.partitions for topic, ids in cluster.topics.items()},
-            cluster=cluster.cluster_id,
-            topics={topic: ids.topic_id for topic, ids in cluster.topics.items()},
-            faults=self._faults,
+            self._topics,
+            self._reader,
+            self._clock.now_us(),
+            self._lost,
+            self._faults,
         )
-        progress = committed_progress(self._table.metadata)
-        assert progress is not None, "ensure_table leaves no table without a key"
-        start = find_start(progress, self._topics, cluster, self._reader.watermarks, self._clock.now_us(), self._lost)
-        self._intake = Intake(self._name, load_ledger(self._table.io, progress))
-        self._start = start
-        self._base = dict(progress.offsets)
-        if start.holes or start.rewinds:
-            progress = self._commit_jumps(start)
-        self._lost = None
-        self._reading = Reading({key: at.next for key, at in start.positions.items()})
-        self._reader.assign({key: Position(at.next, at.epoch) for key, at in start.positions.items()})
+        progress = self._commit_jumps(world)
+        self._reader.assign({key: Position(at.next, at.epoch) for key, at in world.start.positions.items()})
+        self._world, self._lost = world, None
+        self._gaps = list(world.intake.ledger.gaps())
         self._note_progress(progress)
-        self._gaps = self._intake.ledger.gaps()
         self._update(positioned=True, trouble=None, open_gaps=len(self._gaps))
 
     def step(self, max_wait_s: float = 0.1) -> StepReport:
@@ -183,7 +146,10 @@ class TableWriter:
             self._update(worlds_moved=self._status.worlds_moved + 1)
             return StepReport()
         except OffsetLost as lost:
-            return self._after_loss(lost)
+            # What was read before is committed first, it may be gone from the log by now; then `position` sees to it.
+            log.error("the log lost our position", table=self._name, reason=str(lost))
+            self._lost = lost
+            return StepReport()
         except K2rayError as error:
             self._update(trouble=f"{type(error).__name__}: {error}")
             raise
@@ -198,14 +164,15 @@ class TableWriter:
         deadline = self._clock.monotonic_s() + timeout_s
         ends: dict[PartitionKey, int] = {}
         while self._clock.monotonic_s() < deadline:
-            if self._intake is None or self._lost is not None:
+            world = self._world
+            if world is None or self._lost is not None:
                 self.step(0)
                 continue
-            ends = ends or {key: self._reader.watermarks(key)[1] for key in self._reading.positions}
-            if not self._reading.before(ends) and self._landing is None:
-                if not self._batch.records:
+            ends = ends or {key: self._reader.watermarks(key)[1] for key in world.start.positions}
+            if not world.reading.before(ends) and self._landing is None:
+                if not world.batch.records:
                     return True
-                self._hand_over()
+                self._hand_over(world)
             self.step(BUSY_POLL_S)
         return False
 
@@ -228,95 +195,78 @@ class TableWriter:
     def _step(self, max_wait_s: float) -> StepReport:
         landed = self._collect()
         report = StepReport() if landed is None else StepReport(committed_rows=landed[0], snapshot_id=landed[1])
-        if self._lost is not None and self._landing is None and not self._batch.records:
-            self._intake = None
-        if self._intake is None:
+        world = self._world
+        if world is None or (self._lost is not None and self._landing is None and not world.batch.records):
             self.position()
             return report
-        due_in = self._hand_over_if_due()
-        if self._running is not None and (self._lost is not None or self._is_full()):
+        due_in = self._hand_over_if_due(world)
+        if self._running is not None and (self._lost is not None or self._is_full(world)):
             wait([self._running], max_wait_s)
             return report
         patience = max_wait_s if due_in is None else min(max_wait_s, max(due_in, 0.0))
-        return self._read(report, patience if self._running is None else min(patience, BUSY_POLL_S))
+        return self._read(world, report, patience if self._running is None else min(patience, BUSY_POLL_S))
 
-    def _read(self, report: StepReport, patience_s: float) -> StepReport:
-        assert self._intake is not None
-        batch = self._batch
-        rows, duplicates = batch.rows, batch.duplicates
-        wanted = self._reading.records_wanted(self._settings.lake.commit.max_rows - rows)
+    def _read(self, world: World, report: StepReport, patience_s: float) -> StepReport:
+        wanted = world.reading.records_wanted(self._settings.lake.commit.max_rows - world.batch.rows)
         records = self._reader.poll(wanted, patience_s)
-        if records:
-            self._intake.take(records, batch, self._clock.monotonic_s())
-            self._reading.note(records, batch.rows + batch.duplicates - rows - duplicates)
-        lag_trades, lag_s = self._reading.lag(self._reader.cached_end, self._clock.now_us())
+        rows, duplicates = world.take(records, self._clock.monotonic_s()) if records else (0, 0)
+        lag_trades, lag_s = world.reading.lag(self._reader.cached_end, self._clock.now_us())
         self._update(
             records=self._status.records + len(records),
-            duplicates=self._status.duplicates + batch.duplicates - duplicates,
-            rows_pending=batch.rows + (self._landing.batch.rows if self._landing else 0),
+            duplicates=self._status.duplicates + duplicates,
+            rows_pending=world.batch.rows + (self._landing.batch.rows if self._landing else 0),
             lag_trades=lag_trades,
             lag_s=lag_s,
         )
-        return replace(report, records=len(records), rows=batch.rows - rows, duplicates=batch.duplicates - duplicates)
+        return replace(report, records=len(records), rows=rows, duplicates=duplicates)
 
-    def _is_full(self) -> bool:
+    def _is_full(self, world: World) -> bool:
         limits = self._settings.lake.commit
-        return self._batch.rows >= limits.max_rows or self._batch.bytes >= limits.max_bytes
+        return world.batch.rows >= limits.max_rows or world.batch.bytes >= limits.max_bytes
 
-    def _hand_over_if_due(self) -> float | None:
+    def _hand_over_if_due(self, world: World) -> float | None:
         """Hand the gathered batch over if a limit is reached; return the seconds until time alone makes it due."""
         interval = self._settings.lake.commit.interval_s
-        due_in = self._batch.due_in_s(self._clock.monotonic_s(), interval, interval * IDLE_COMMIT_FACTOR)
-        due = due_in is not None and (due_in <= 0 or self._is_full() or self._lost is not None)
+        due_in = world.batch.due_in_s(self._clock.monotonic_s(), interval, interval * IDLE_COMMIT_FACTOR)
+        due = due_in is not None and (due_in <= 0 or self._is_full(world) or self._lost is not None)
         if due and self._landing is None:
-            self._hand_over()
+            self._hand_over(world)
             return None
         return due_in
 
-    def _hand_over(self) -> None:
-        assert self._intake is not None
-        assert self._start is not None
-        batch, self._batch = self._batch, Batch()
-        after = {**self._base, **batch.end}
-        self._landing = Landing(
-            batch=batch,
-            start=self._base,
-            end=batch.end,
-            ledger=dump_ledger(self._intake.ledger, after, self._start.topics),
-            cluster=self._start.cluster,
-            topics=self._start.topics,
-            started_s=self._clock.monotonic_s(),
-        )
-        self._base = after
-        self._gaps_next = self._intake.ledger.gaps()
-        self._launch()
+    def _hand_over(self, world: World) -> None:
+        self._landing = world.hand_over(self._clock.monotonic_s())
+        self._launch(world, self._landing)
 
-    def _launch(self) -> None:
-        assert self._landing is not None
-        assert self._table is not None
-        self._running = self._thread.submit(
-            self._landing.run, self._table, self._name, self._dead_letters, self._faults
-        )
+    def _launch(self, world: World, landing: Landing) -> None:
+        self._running = self._thread.submit(landing.run, world.table, self._name, self._dead_letters, self._faults)
 
     def _collect(self) -> tuple[int, int] | None:
-        """Take note of a commit that ended; start it again if it has to be."""
-        if self._landing is not None and self._running is None:
-            self._launch()
+        """Take note of a commit that ended, as (rows, snapshot id); start it again where an error ended it."""
+        landing, world = self._landing, self._world
+        if landing is None or world is None:
+            return None
+        if self._running is None:
+            self._launch(world, landing)
         if self._running is None or not self._running.done():
             return None
         running, self._running = self._running, None
         landed = running.result()
-        landing, self._landing = self._landing, None
-        assert landing is not None
+        self._landing = None
+        self._note_landed(landing, landed)
+        return landing.batch.rows, landed.snapshot_id
+
+    def _note_landed(self, landing: Landing, landed: Landed) -> None:
         now = self._clock.monotonic_s()
-        self._freshness.note(landing.batch.event_times, self._clock.now_us())
-        self._gaps = self._gaps_next
+        batch = landing.batch
+        self._freshness.note(batch.event_times, self._clock.now_us())
+        self._gaps = list(landing.gaps)
         self._last_commit_s = now
         self._note_progress(landed.progress)
         self._update(
-            rows_committed=self._status.rows_committed + landing.batch.rows,
-            rows_pending=self._batch.rows,
-            dead_letters=self._status.dead_letters + len(landing.batch.dead),
+            rows_committed=self._status.rows_committed + batch.rows,
+            rows_pending=self._status.rows_pending - batch.rows,
+            dead_letters=self._status.dead_letters + len(batch.dead),
             commits=self._status.commits + 1,
             commit_s=now - landing.started_s,
             open_gaps=len(self._gaps),
@@ -324,47 +274,22 @@ class TableWriter:
             freshness_p99_s=self._freshness.quantile_s(0.99),
             trouble=None,
         )
-        return landing.batch.rows, landed.snapshot_id
 
-    def _after_loss(self, lost: OffsetLost) -> StepReport:
-        """What was read before the loss is committed first: it may be gone from the log by now."""
-        log.error("the log lost our position", table=self._name, reason=str(lost))
-        self._lost = lost
-        return StepReport()
-
-    def _commit_jumps(self, start: Start) -> Progress:
-        assert self._table is not None
-        assert self._intake is not None
-        jumps = [*start.holes, *start.rewinds]
-        for jump in jumps:
-            log.error(
-                "offsets jump: the log no longer has what was not read",
-                table=self._name,
-                topic=jump.topic,
-                partition=jump.partition,
-                start=jump.start,
-                end=jump.end,
-            )
-        end = {(jump.topic, jump.partition): Offset(jump.end) for jump in jumps}
-        after = {**self._base, **end}
-        landing = Landing(
-            batch=Batch(),
-            start=self._base,
-            end=end,
-            ledger=dump_ledger(self._intake.ledger, after, start.topics),
-            cluster=start.cluster,
-            topics=start.topics,
-            started_s=self._clock.monotonic_s(),
-            notes={
-                **jumps_to_summary(HOLES_KEY, list(start.holes)),
-                **jumps_to_summary(REWINDS_KEY, list(start.rewinds)),
-            },
+    def _commit_jumps(self, world: World) -> Progress:
+        """Record what the log no longer has, in a commit of its own, before anything is read."""
+        landing = world.jumps(self._clock.monotonic_s())
+        if landing is None:
+            return world.progress
+        log.error(
+            "offsets jump: the log no longer has what was committed or not yet read",
+            table=self._name,
+            holes=[str(hole) for hole in world.start.holes],
+            rewinds=[str(rewind) for rewind in world.start.rewinds],
         )
-        landed = landing.run(self._table, self._name, self._dead_letters, self._faults)
-        self._base = after
+        landed = landing.run(world.table, self._name, self._dead_letters, self._faults)
         self._update(
-            holes=self._status.holes + sum(jump.end - jump.start for jump in start.holes),
-            rewinds=self._status.rewinds + len(start.rewinds),
+            holes=self._status.holes + sum(hole.end - hole.start for hole in world.start.holes),
+            rewinds=self._status.rewinds + len(world.start.rewinds),
         )
         return landed.progress
 
@@ -372,8 +297,7 @@ class TableWriter:
         """Drop everything in memory. A commit that is under way is waited for: the look at the head comes after it."""
         if self._running is not None:
             wait([self._running])
-        self._running = self._landing = self._intake = self._start = None
-        self._batch = Batch()
+        self._running = self._landing = self._world = None
         self._update(positioned=False, rows_pending=0)
 
     def _dead_letters(self) -> DeadLetters:
