@@ -7,17 +7,16 @@ Everything it starts is its own: a simulator, and a k2ray of its own data folder
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import yaml
@@ -26,25 +25,14 @@ from rich.live import Live
 from rich.table import Table as Grid
 
 from k2ray.errors import K2rayError, TryAgain
+from k2ray.sim.process import Sim, running_sim
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT", "BTCFDUSD")
 DEFAULT_PORT = 8000
-# The simulator's first start makes its certificates; the system's stop drains up to four roles in turn.
-SIM_START_S = 30
+# The stop drains up to four roles in turn.
 STOP_S = 180
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Simulator:
-    """The simulated exchange's process and addresses."""
-
-    process: subprocess.Popen[str]
-    ws_url: str
-    rest_url: str
-    ca_file: str
-    truth: Path
 
 
 class _Stopped(Exception):
@@ -77,32 +65,35 @@ def demo(
         K2rayError: A part did not start; the message says which.
     """
     config = data_dir / "k2ray.yaml"
-    verdict: int = 1
+    verdict = 1
     with _interruptible():
         try:
             _step(f"data folder {data_dir}")
             _make_empty(data_dir)
             _step("simulated exchange (Binance's protocol over TLS, with its own CA)")
-            simulator = _start_simulator(data_dir, rate, seed)
-            try:
-                address = f"http://127.0.0.1:{_choose_port(port)}"
-                _write_config(config, simulator, address, transport)
-                try:
-                    _step("k2ray up: broker, topics, tables, Ray, supervisor, feeds, writers, API")
-                    _k2ray("up", config, check=True)
-                    _show_questions(address)
-                    with contextlib.suppress(_Stopped):
-                        _watch(address, seconds)
-                finally:
-                    _step("stopping: the exchange first, then feeds, Kafka, writers, actors, Ray")
-                    _stop_simulator(simulator)
-                    _k2ray("down", config, check=False)
-                verdict = _summary(config, simulator.truth)
-            finally:
-                _stop_simulator(simulator)
+            with running_sim(data_dir, rate=rate, seed=seed, symbols=SYMBOLS) as sim:
+                console.print(f"    {sim.ws_url}  {rate:g} trades/s of {', '.join(SYMBOLS)}", highlight=False)
+                _record(sim, config, _choose_port(port), transport, seconds)
+            assert sim.truth is not None
+            verdict = _summary(config, sim.truth)
         except _Stopped:
-            console.print("stopped")
+            console.print("stopped before the recording began")
     return verdict
+
+
+def _record(sim: Sim, config: Path, port: int, transport: str, seconds: float | None) -> None:
+    """Bring k2ray up, show it working until the end, and bring it down: the exchange first, so that all can drain."""
+    _write_config(config, sim, port, transport)
+    try:
+        _step("k2ray up: broker, topics, tables, Ray, supervisor, feeds, writers, API")
+        _k2ray("up", config, check=True)
+        _show_questions(f"http://127.0.0.1:{port}")
+        with contextlib.suppress(_Stopped):
+            _watch(f"http://127.0.0.1:{port}", seconds)
+    finally:
+        _step("stopping: the exchange first, then feeds, Kafka, writers, actors, Ray")
+        sim.stop()
+        _k2ray("down", config, check=False)
 
 
 def _step(text: str) -> None:
@@ -128,8 +119,6 @@ def _interruptible() -> Iterator[None]:
 
 def _make_empty(folder: Path) -> None:
     """Remove an earlier demo's data, and only that: a folder without our config is somebody else's."""
-    import shutil
-
     config = folder / "k2ray.yaml"
     if config.exists():
         _k2ray("down", config, check=False, quiet=True)
@@ -137,42 +126,6 @@ def _make_empty(folder: Path) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise K2rayError(f"{folder} is not empty and no earlier demo's; choose another with --data-dir")
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _start_simulator(folder: Path, rate: float, seed: int) -> Simulator:
-    truth = folder / "truth.parquet"
-    log = (folder / "sim.log").open("w")
-    command = [sys.executable, "-m", "k2ray.cli", "sim", "--rate", str(rate), "--seed", str(seed)]
-    command += ["--symbols", ",".join(SYMBOLS), "--truth", str(truth), "--ca-dir", str(folder / "ca"), "--port", "0"]
-    # A session of its own: Ctrl-C at the terminal reaches this command alone, which stops things in order.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-    log.close()
-    line = _first_line(process)
-    if not line:
-        process.kill()
-        raise TryAgain(f"the simulator did not start; see {folder / 'sim.log'}")
-    address = json.loads(line)
-    console.print(f"    {address['ws_url']}  {rate:g} trades/s of {', '.join(SYMBOLS)}", highlight=False)
-    return Simulator(process, address["ws_url"], address["rest_url"], address["ca_file"], truth)
-
-
-def _first_line(process: subprocess.Popen[str]) -> str:
-    import select
-
-    stream: IO[str] | None = process.stdout
-    assert stream is not None
-    ready, _, _ = select.select([stream], [], [], SIM_START_S)
-    return stream.readline() if ready else ""
-
-
-def _stop_simulator(simulator: Simulator) -> None:
-    if simulator.process.poll() is None:
-        simulator.process.terminate()
-        try:
-            simulator.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            simulator.process.kill()
-            simulator.process.wait()
 
 
 def _choose_port(wanted: int | None) -> int:
@@ -190,21 +143,21 @@ def _choose_port(wanted: int | None) -> int:
     raise TryAgain("no free port on 127.0.0.1")
 
 
-def _write_config(config: Path, simulator: Simulator, address: str, transport: str) -> None:
+def _write_config(config: Path, sim: Sim, port: int, transport: str) -> None:
     settings = {
         "data_dir": "./data",
-        "tls": {"ca_file": str(Path(simulator.ca_file).resolve())},
+        "tls": {"ca_file": str(sim.ca_file.resolve())},
         "ray": {"dashboard": False},
         "exchanges": {
             "binance": {
-                "ws_url": simulator.ws_url,
-                "rest_url": simulator.rest_url,
+                "ws_url": sim.ws_url,
+                "rest_url": sim.rest_url,
                 "channels": ["trades", "quotes"],
                 "symbols": list(SYMBOLS),
             }
         },
         "feed": {"transport": transport},
-        "api": {"port": int(address.rsplit(":", 1)[1])},
+        "api": {"port": port},
     }
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
