@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from k2ray.cli.broker import app as broker
+from k2ray.cli.sim import sim
 
 app = typer.Typer(
     name="k2ray",
@@ -70,6 +71,7 @@ def env(config: Config = None) -> None:
 
 
 app.add_typer(broker, name="broker")
+app.command()(sim)
 
 
 @app.command()
