@@ -13,7 +13,6 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -21,6 +20,7 @@ from k2ray.errors import BadRequest
 
 _VERSION = 1
 _CHECK_BYTES = 10
+_Parts = tuple[int, int, bytes, tuple[int | str, ...]]
 _ALLOWED = "allowed: the next_cursor of an earlier answer, with the same other parameters"
 
 
@@ -64,13 +64,15 @@ def decode_cursor(token: str, request_digest: bytes, key: str) -> Cursor:
     canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == token
     if check != _check(body, key) or not canonical:
         raise BadRequest("cursor", f"is damaged or of another table; {_ALLOWED}")
-    parts: list[Any] = msgspec.msgpack.decode(body)
-    if parts[0] != _VERSION:
+    try:
+        version, snapshot_id, digest, position = msgspec.msgpack.decode(body, type=_Parts)
+    except msgspec.DecodeError:
+        raise BadRequest("cursor", f"is not a cursor; {_ALLOWED}") from None
+    if version != _VERSION:
         raise BadRequest("cursor", f"is of another version; {_ALLOWED}")
-    _, snapshot_id, digest, position = parts
     if digest != request_digest:
         raise BadRequest("cursor", f"belongs to another question; {_ALLOWED}")
-    return Cursor(snapshot_id, tuple(position))
+    return Cursor(snapshot_id, position)
 
 
 def _check(body: bytes, key: str) -> bytes:

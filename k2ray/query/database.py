@@ -45,7 +45,9 @@ class Database:
             "SET GLOBAL temp_directory = ''",
         ):
             self._connection.execute(statement)
-        self._connection.execute("SET allowed_directories = $folders", {"folders": folders})
+        # A path is checked as it was given and, once its pattern is expanded, as it is.
+        allowed = list(dict.fromkeys([*folders, *map(literal_path, folders)]))
+        self._connection.execute("SET allowed_directories = $folders", {"folders": allowed})
         self._connection.execute("SET enable_external_access = false")
         self._connection.execute("SET lock_configuration = true")
 
@@ -87,6 +89,13 @@ class Database:
     def close(self) -> None:
         """Let go of the memory."""
         self._connection.close()
+
+
+def literal_path(path: str) -> str:
+    """Return a path in which DuckDB sees no pattern."""
+    if not set(path) & set("*?["):
+        return path
+    return "".join(f"[{character}]" if character in "*?[" else character for character in path)
 
 
 @contextlib.contextmanager

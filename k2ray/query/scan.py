@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from k2ray.errors import OperatorNeeded
-from k2ray.query.database import Database
+from k2ray.query.database import Database, literal_path
 from k2ray.query.files import Pinned
 from k2ray.query.plan import Slice
 from k2ray.query.request import Selection
@@ -37,7 +37,7 @@ def fetch_source(
     """
     if pinned.has_deletes:
         raise OperatorNeeded("the table has delete files, which queries do not apply yet: rewrite its data files first")
-    return database.fetch(statement, {**values, "files": [_literal(path) for path in part.paths]})
+    return database.fetch(statement, {**values, "files": [literal_path(path) for path in part.paths]})
 
 
 def where_sql(selection: Selection, part: Slice) -> tuple[list[str], dict[str, Any]]:
@@ -64,10 +64,3 @@ def where_sql(selection: Selection, part: Slice) -> tuple[list[str], dict[str, A
         values["space"] = selection.space
         values["restarted"] = f"{selection.space}#"
     return conditions, values
-
-
-def _literal(path: str) -> str:
-    """Return a path in which DuckDB sees no pattern."""
-    if not set(path) & set("*?["):
-        return path
-    return "".join(f"[{character}]" if character in "*?[" else character for character in path)
