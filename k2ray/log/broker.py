@@ -121,8 +121,8 @@ class LocalBroker:
         """
         with self._turn():
             known = self._find()
-            if known is not None and self._process(known) is not None:
-                self._wait_ready(known, timeout_s)
+            # One that was killed a moment ago still looks alive, and then is gone: that is no failed start.
+            if known is not None and self._process(known) is not None and self._comes_up(known, timeout_s):
                 return dataclasses.replace(known, adopted=True)
             return self._launch(known, timeout_s)
 
@@ -182,7 +182,8 @@ class LocalBroker:
         _children[child.pid] = child
         address = dataclasses.replace(address, pid=child.pid)
         self._write(address)
-        self._wait_ready(address, timeout_s)
+        if not self._comes_up(address, timeout_s):
+            raise BrokerUnavailable(f"the broker ended while starting; {self._where_it_says_why()}")
         return address
 
     def _ports(self, known: BrokerAddress | None) -> tuple[int, int]:
@@ -220,15 +221,16 @@ class LocalBroker:
         if done.returncode != 0:
             raise BrokerUnavailable(f"the broker's log could not be formatted: {(done.stdout + done.stderr)[-2000:]}")
 
-    def _wait_ready(self, address: BrokerAddress, timeout_s: float) -> None:
+    def _comes_up(self, address: BrokerAddress, timeout_s: float) -> bool:
+        """Wait until the broker answers; False if its process ended instead."""
         deadline = time.monotonic() + timeout_s
         port = int(address.bootstrap.rpartition(":")[2])
         while time.monotonic() < deadline:
             if self._process(address) is None:
-                raise BrokerUnavailable(f"the broker ended while starting; {self._where_it_says_why()}")
+                return False
             # Until something listens, a Kafka client would only fill its log with refused connections.
             if not port_is_free(port) and _answers(address.bootstrap, 2.0):
-                return
+                return True
             time.sleep(_POLL_S)
         raise BrokerUnavailable(f"the broker did not answer within {timeout_s:.0f} s; {self._where_it_says_why()}")
 
@@ -253,10 +255,9 @@ class LocalBroker:
 
     def _process(self, known: BrokerAddress) -> psutil.Process | None:
         """Return the broker's process if it lives; another process that got its pid is not ours."""
-        child = _children.get(known.pid)
-        if child is not None and child.poll() is not None:
-            del _children[known.pid]
-            return None
+        for pid, child in list(_children.items()):
+            if child.poll() is not None:
+                del _children[pid]
         try:
             process = psutil.Process(known.pid)
             arguments = process.cmdline()
@@ -318,7 +319,7 @@ def _gone(process: psutil.Process, patience_s: float) -> bool:
     try:
         if child is not None:
             child.wait(patience_s)
-            del _children[process.pid]
+            _children.pop(process.pid, None)
         else:
             process.wait(patience_s)
     except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
