@@ -137,8 +137,11 @@ def _json_column(column: pa.Array) -> pa.Array:
         text = _quoted(pc.utf8_replace_slice(column.cast(pa.large_string()), 10, 11, "T"))
     elif pa.types.is_string(kind):
         text = _strings(column)
+    elif column.null_count == len(column):
+        text = pa.nulls(len(column), pa.large_string())
     else:
-        text = pa.array([_nested(value) for value in column.to_pylist()], pa.large_string())
+        plain = _maps(column) if pa.types.is_map(kind) else column.to_pylist()
+        text = pa.array([msgspec.json.encode(value).decode() for value in plain], pa.large_string())
     return pc.fill_null(text, "null") if text.null_count else text
 
 
@@ -169,11 +172,9 @@ def _quoted(text: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(mark, text, mark, _text(""))
 
 
-def _nested(value: object) -> str:
-    # A map comes as pairs.
-    if isinstance(value, list) and value and isinstance(value[0], tuple):
-        value = dict(value)
-    return msgspec.json.encode(value).decode()
+def _maps(column: pa.Array) -> list[dict[str, str] | None]:
+    """Return dictionaries; Arrow has lists of pairs."""
+    return [None if pairs is None else dict(pairs) for pairs in column.to_pylist()]
 
 
 def _text(value: str) -> pa.Scalar:
