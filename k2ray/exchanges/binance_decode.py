@@ -1,8 +1,8 @@
-"""4. Frames of one Binance connection to rows: routed by a byte test, decoded as one JSON array.
+"""4. Frames of one Binance connection to rows: routed by a byte test, decoded to typed structs, built as columns.
 
-Frames that arrived together are joined by commas into one array and decoded in one call to typed structs; only when
-that fails are they decoded one by one, so that a bad frame goes to the dead letters alone. The same holds for values:
-where a decimal does not fit, that row alone is dead.
+Frames that arrived together become columns together; only their JSON is read one by one, which costs the same as joined
+into one array (0.34 against 0.33 us a frame) and lets no frame spill into the next. A frame that cannot be read goes to
+the dead letters alone, and where a decimal does not fit, that row alone is dead.
 
 `binance.py` documents what becomes of each field; next: `binance_rows.py` builds the columns.
 """
@@ -60,8 +60,18 @@ class _Shape:
         frame: Any = generic[kind] if combined else kind
         self.channel = channel
         self.combined = combined
-        self.many: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list.__class_getitem__(frame))
-        self.one: msgspec.json.Decoder[Any] = msgspec.json.Decoder(frame)
+        self._read = msgspec.json.Decoder(frame).decode
+
+    def read(self, frames: Sequence[bytes]) -> list[Any]:
+        """Return the structs of `binance_rows.KINDS[channel]`.
+
+        Raises:
+            msgspec.DecodeError, UnicodeDecodeError: One of the frames is bad.
+        """
+        read = self._read
+        if self.combined:
+            return [read(frame).data for frame in frames]
+        return [read(frame) for frame in frames]
 
 
 _peek = msgspec.json.Decoder(_Peek)
@@ -169,29 +179,25 @@ class BinanceDecoder:
 
     def _decode_shape(self, shape: _Shape, run: _Run, out: Decoded) -> None:
         try:
-            rows = shape.many.decode(b"[" + b",".join(run.frames) + b"]")
+            rows = shape.read(run.frames)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            rows = []
-        if len(rows) != len(run.frames):
             rows, run = _one_by_one(shape, run, out)
-            if not rows:
-                return
-        if shape.combined:
-            rows = [row.data for row in rows]
-        starts, keep = self._builder.starts(shape.channel, rows, run.codes)
+        ids, starts, keep = self._builder.cover(shape.channel, rows, run.codes)
         if keep is not None:
             out.ignored += int(np.count_nonzero(~keep))
-            rows, run, starts = _only(rows, keep), run.only(keep), starts[keep]
+            rows, run, ids, starts = _only(rows, keep), run.only(keep), ids[keep], starts[keep]
+        batch = None
         if rows:
             try:
-                batch = self._builder.build(shape.channel, rows, run.codes, run.received_us, starts)
+                batch = self._builder.build(shape.channel, rows, run.codes, run.received_us, ids, starts)
             except pa.ArrowInvalid:
                 keep = _fitting(shape.channel, rows, run, out)
-                rows, run, starts = _only(rows, keep), run.only(keep), starts[keep]
-                batch = self._builder.build(shape.channel, rows, run.codes, run.received_us, starts) if rows else None
-            if batch is not None:
-                held = out.batches.get(shape.channel)
-                out.batches[shape.channel] = batch if held is None else pa.concat_batches([held, batch])
+                rows, run, ids, starts = _only(rows, keep), run.only(keep), ids[keep], starts[keep]
+                if rows:
+                    batch = self._builder.build(shape.channel, rows, run.codes, run.received_us, ids, starts)
+        if batch is not None:
+            held = out.batches.get(shape.channel)
+            out.batches[shape.channel] = batch if held is None else pa.concat_batches([held, batch])
 
 
 def _only(rows: list[Any], keep: npt.NDArray[np.bool_]) -> list[Any]:
@@ -203,7 +209,7 @@ def _one_by_one(shape: _Shape, run: _Run, out: Decoded) -> tuple[list[Any], _Run
     keep = np.ones(len(run.frames), dtype=np.bool_)
     for at, frame in enumerate(run.frames):
         try:
-            rows.append(shape.one.decode(frame))
+            rows += shape.read([frame])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             keep[at] = False
             out.dead.append(run.dead(at, f"not a frame of {shape.channel}: {error}"))

@@ -114,29 +114,33 @@ class RowBuilder:
         self._currency_values = pa.array(values, pa.string())
         self._currency_codes = np.array([values.index(currency) for currency in known], dtype=np.int32)
 
-    def starts(self, channel: str, rows: Sequence[Any], codes: Codes) -> tuple[Ids, Mask | None]:
-        """Return each row's `sequence_from`, and which rows are trades at all (None: all of them).
+    def cover(self, channel: str, rows: Sequence[Any], codes: Codes) -> tuple[Ids, Ids, Mask | None]:
+        """Return each row's id, its `sequence_from`, and which rows are trades at all (None: all of them).
 
         Called once for each run of rows, dead ones included: an id that did arrive is not a gap to its neighbours.
         """
         if channel == "quotes":
             ids = np.array([row.u for row in rows], dtype=np.int64)
-            return columns.previous_ids(codes, ids, self._last_quote), None
+            return ids, columns.previous_ids(codes, ids, self._last_quote), None
         if channel == "trades":
-            return np.array([row.t for row in rows], dtype=np.int64) - 1, None
-        starts = np.array([row.a for row in rows], dtype=np.int64) - 1
+            ids = np.array([row.t for row in rows], dtype=np.int64)
+            return ids, ids - 1, None
+        ids = np.array([row.a for row in rows], dtype=np.int64)
+        starts = ids - 1
         void = np.array([row.f for row in rows], dtype=np.int64) < 0
         if not void.any() and not self._void:
-            return starts, None
+            return ids, starts, None
         for at, (row, code) in enumerate(zip(rows, codes.tolist(), strict=True)):
             start, end = self._void.pop(code, (row.a - 1, row.a - 1))
             if end == row.a - 1:
                 starts[at] = start
             if void[at]:
                 self._void[code] = (int(starts[at]), row.a)
-        return starts, ~void
+        return ids, starts, ~void
 
-    def build(self, channel: str, rows: Sequence[Any], codes: Codes, received_us: Times, starts: Ids) -> pa.RecordBatch:
+    def build(
+        self, channel: str, rows: Sequence[Any], codes: Codes, received_us: Times, ids: Ids, starts: Ids
+    ) -> pa.RecordBatch:
         """Return the batch of a channel in its wire schema.
 
         Args:
@@ -144,30 +148,28 @@ class RowBuilder:
             rows: Structs of `KINDS[channel]`.
             codes: Their symbols' codes.
             received_us: When each was received.
-            starts: What `starts` returned for them.
+            ids: What `cover` returned for them.
+            starts: And their `sequence_from`.
 
         Raises:
             pa.ArrowInvalid: A decimal of some row does not fit.
         """
         if channel == "quotes":
-            return self._quotes(rows, codes, received_us, starts)
-        return self._trades(channel, rows, codes, received_us, starts)
+            return self._quotes(rows, codes, received_us, pa.array(ids), starts)
+        return self._trades(channel, rows, codes, received_us, pa.array(ids), starts)
 
     def _trades(
-        self, channel: str, rows: Sequence[Any], codes: Codes, received_us: Times, starts: Ids
+        self, channel: str, rows: Sequence[Any], codes: Codes, received_us: Times, ids: pa.Array, starts: Ids
     ) -> pa.RecordBatch:
         count = len(rows)
         price, quantity = columns.decimals([row.p for row in rows], [row.q for row in rows])
         times = np.array([row.T for row in rows], dtype=np.int64)
         sells = np.array([row.m for row in rows], dtype=np.int32)
-        best = np.array([row.M for row in rows], dtype=np.bool_)
+        best = [row.M for row in rows]
         extra: list[tuple[str, Mask | None, pa.Array]] = []
-        if not best.all():
-            extra.append(("M", ~best, pa.array(["false"]).take(pa.array(np.zeros(count, dtype=np.int8)))))
-        if channel == "trades":
-            ids = pa.array([row.t for row in rows], pa.int64())
-        else:
-            ids = pa.array([row.a for row in rows], pa.int64())
+        if not all(best):
+            extra.append(("M", ~np.array(best, dtype=np.bool_), pa.array(["false"] * count)))
+        if channel == "agg_trades":
             extra += _aggregate_fields(rows, times)
         return pa.RecordBatch.from_arrays(
             [
@@ -185,8 +187,9 @@ class RowBuilder:
             schema=model.TRADES_WIRE,
         )
 
-    def _quotes(self, rows: Sequence[Any], codes: Codes, received_us: Times, starts: Ids) -> pa.RecordBatch:
-        ids = pa.array([row.u for row in rows], pa.int64())
+    def _quotes(
+        self, rows: Sequence[Any], codes: Codes, received_us: Times, ids: pa.Array, starts: Ids
+    ) -> pa.RecordBatch:
         prices = columns.decimals(*([getattr(row, name) for row in rows] for name in DECIMALS["quotes"]))
         return pa.RecordBatch.from_arrays(
             [

@@ -110,6 +110,8 @@ def previous_ids(
         ids: The rows' ids.
         last: Code -> last id seen so far, -1 for none; updated in place.
     """
+    if not len(codes):
+        return ids
     order = np.argsort(codes, kind="stable")
     sorted_codes, sorted_ids = codes[order], ids[order]
     before = np.empty_like(sorted_ids)

@@ -118,7 +118,13 @@ async def until(look: Callable[[], object], what: str) -> None:
 
 class World:
     def __init__(
-        self, exchange: FakeExchange | None = None, *, index: int = 0, connections: int = 1, **feed: Any
+        self,
+        exchange: FakeExchange | None = None,
+        *,
+        index: int = 0,
+        connections: int = 1,
+        symbols: tuple[str, ...] = SYMBOLS,
+        **feed: Any,
     ) -> None:
         self.exchange = exchange or FakeExchange()
         self.producer = FakeProducer()
