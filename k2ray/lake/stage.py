@@ -54,7 +54,7 @@ class Origin:
 
     def file_name(self) -> str:
         """Return a new name for a file of this batch."""
-        topic_id = quote(self.topic_id, safe="")
+        topic_id = quote(self.topic_id, safe="").replace(".", "%2E")
         return f"k2ray.{topic_id}.{self.partition}.{self.start}.{self.end}.{uuid.uuid4().hex}.parquet"
 
     @staticmethod

@@ -17,7 +17,7 @@ from k2ray.lake.progress import Offset
 from k2ray.lake.stage import Origin, ledger_location, stage
 from k2ray.layout import DataDir
 from k2ray.log.consumer import ClusterIds, LogRecord, OffsetLost, PartitionKey, Position, TopicIds
-from k2ray.model import DECIMAL, REPEATED, TIMESTAMP, TRADES_WIRE
+from k2ray.model import DECIMAL, QUOTES_WIRE, REPEATED, TIMESTAMP, TRADES_WIRE
 from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers, encode_rows
 
@@ -250,3 +250,41 @@ def kill_at(point: str, times: int = 1) -> Callable[[str], None]:
             raise Killed(point)
 
     return fault
+
+
+QUOTES_TOPIC = "market.crypto.quotes.binance"
+
+
+def quotes(
+    ids: Sequence[int], symbol: str = "BTCUSDT", *, start_us: int = NOON_US, step_us: int = 1_000
+) -> pa.RecordBatch:
+    """Return wire quotes of one connection: each covers the ids since the one before it, the first itself alone.
+
+    Args:
+        ids: `source_sequence` of each row, growing.
+        symbol: Of all rows.
+        start_us: Time of id 0.
+        step_us: Microseconds between ids.
+    """
+    numbers = np.asarray(ids, dtype=np.int64)
+    rows = len(numbers)
+    stamps = pa.array(start_us + numbers * step_us, pa.int64()).cast(TIMESTAMP)
+    columns = {
+        "exchange": constant("binance", rows),
+        "symbol": constant(symbol, rows),
+        "asset_class": constant("crypto", rows),
+        "quote_id": pa.array(numbers).cast(pa.string()),
+        "timestamp": stamps,
+        "bid_price": decimals(6_000_000_000_000 + numbers),
+        "bid_quantity": decimals(1_000 + numbers),
+        "ask_price": decimals(6_000_100_000_000 + numbers),
+        "ask_quantity": decimals(2_000 + numbers),
+        "currency": constant("USDT", rows),
+        "source_sequence": pa.array(numbers),
+        "sequence_space": constant("", rows),
+        "ingestion_timestamp": stamps,
+        "origin": constant("live", rows),
+        "vendor_data": pa.nulls(rows, QUOTES_WIRE.field("vendor_data").type),
+        "sequence_from": pa.array(np.concatenate([numbers[:1] - 1, numbers[:-1]])),
+    }
+    return pa.record_batch([columns[name] for name in QUOTES_WIRE.names], schema=QUOTES_WIRE)
