@@ -38,6 +38,8 @@ def haproxy_environment(layout: DataDir, base_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base_port + ports.HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base_port + ports.HAPROXY_STATS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # HAProxy sees a replica leave within 0.25 s; with the default of 30 s every stop and update takes that long.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base_port + ports.INGRESS_HTTP[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base_port + ports.INGRESS_HTTP[1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base_port + ports.INGRESS_GRPC[0]),

@@ -32,7 +32,7 @@ class WriterActor(Child):
 
     def __init__(self, name: str, settings_json: str) -> None:
         super().__init__(name, settings_json)
-        (table,) = self.name.owns
+        table = self.name.owns[0]
         faults = FaultPoints(self.layout.run, self.name.logical)
         self._writer = TableWriter(self.settings, self.layout, table, self.bootstrap, faults=faults)
         self._rate = Rate()
