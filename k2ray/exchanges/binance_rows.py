@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from k2ray import model
 from k2ray.exchanges import columns
@@ -174,7 +173,7 @@ class RowBuilder:
         return pa.RecordBatch.from_arrays(
             [
                 *self._head(codes),
-                pc.cast(ids, pa.string()),
+                columns.texts_of(ids),
                 columns.timestamps(columns.microseconds(times)),
                 price,
                 quantity,
@@ -194,7 +193,7 @@ class RowBuilder:
         return pa.RecordBatch.from_arrays(
             [
                 *self._head(codes),
-                pc.cast(ids, pa.string()),
+                columns.texts_of(ids),
                 columns.timestamps(received_us),
                 *prices,
                 self._currency(codes),
@@ -228,9 +227,9 @@ def _aggregate_fields(rows: Sequence[Any], times: Ids) -> list[tuple[str, Mask |
     first = np.array([row.f for row in rows], dtype=np.int64)
     last = np.array([row.l for row in rows], dtype=np.int64)
     sent = np.array([row.E for row in rows], dtype=np.int64)
-    fields: list[tuple[str, Mask | None, pa.Array]] = [("f", None, pc.cast(pa.array(first), pa.string()))]
+    fields: list[tuple[str, Mask | None, pa.Array]] = [("f", None, columns.texts_of(pa.array(first)))]
     for key, values, default in (("l", last, first), ("E", sent, times)):
         differs = values != default
         if differs.any():
-            fields.append((key, differs, pc.cast(pa.array(values), pa.string())))
+            fields.append((key, differs, columns.texts_of(pa.array(values))))
     return fields

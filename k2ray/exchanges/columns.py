@@ -19,6 +19,8 @@ MICROSECONDS_FROM = 100_000_000_000_000
 """As ms this would be the year 5138, as us it is 1973: larger numbers are microseconds."""
 
 _LONGEST = 8_192
+_TO_DECIMAL = pc.CastOptions.safe(model.DECIMAL)
+_TO_TEXT = pc.CastOptions.safe(pa.string())
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,7 +47,7 @@ def nulls(kind: pa.DataType, rows: int) -> pa.Array:
 
 def dictionary(codes: npt.NDArray[np.int32], values: pa.Array) -> pa.DictionaryArray:
     """Return a dictionary column of `values[codes]`. Codes are trusted to be in range."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes), values, safe=False)
+    return pa.DictionaryArray.from_buffers(model.REPEATED, len(codes), [None, pa.py_buffer(codes)], values)
 
 
 def decimals(*columns: Sequence[str]) -> list[pa.Array]:
@@ -60,7 +62,7 @@ def decimals(*columns: Sequence[str]) -> list[pa.Array]:
     texts: list[str] = []
     for column in columns:
         texts += column
-    cast = pc.cast(pa.array(texts, pa.string()), model.DECIMAL)
+    cast = pc.cast(pa.array(texts, pa.string()), options=_TO_DECIMAL)
     return [cast.slice(at * rows, rows) for at in range(len(columns))]
 
 
@@ -73,7 +75,12 @@ def microseconds(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def timestamps(times_us: npt.NDArray[np.int64]) -> pa.Array:
     """Return a timestamp column of UTC microseconds."""
-    return pa.array(times_us).view(model.TIMESTAMP)
+    return pa.Array.from_buffers(model.TIMESTAMP, len(times_us), [None, pa.py_buffer(times_us)])
+
+
+def texts_of(ids: pa.Array) -> pa.Array:
+    """Return integers as decimal texts."""
+    return pc.cast(ids, options=_TO_TEXT)
 
 
 def maps(rows: int, entries: Sequence[tuple[str, npt.NDArray[np.bool_] | None, pa.Array]]) -> pa.Array:
@@ -83,6 +90,8 @@ def maps(rows: int, entries: Sequence[tuple[str, npt.NDArray[np.bool_] | None, p
         rows: Number of rows.
         entries: (key, mask, values): the values of the key, one a row; the mask says which rows have it, None all.
     """
+    if not entries:
+        return nulls(model.STRING_MAP, rows)
     masks = [np.ones(rows, dtype=np.bool_) if mask is None else mask for _, mask, _ in entries]
     if not any(mask.any() for mask in masks):
         return nulls(model.STRING_MAP, rows)
