@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import psutil
+from prometheus_client import generate_latest
 
 from actors.names import ActorName
 from k2ray.errors import SettingsError
@@ -88,6 +89,10 @@ class Child:
             "turn_limit_s": self.turn_limit_s,
             **self.report(),
         }
+
+    async def metrics(self) -> str:
+        """Return this process's metrics in Prometheus' text format."""
+        return generate_latest().decode()
 
     def report(self) -> dict[str, Any]:
         """Return the role's own numbers; called from another thread, so it only reads."""

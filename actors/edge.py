@@ -60,7 +60,7 @@ def _make_remote(plain: type[Any], health_methods: Iterable[str]) -> Any:
 
 def start_child(name: ActorName, class_path: str, settings_json: str, namespace: str) -> Any:
     """Make a new actor of this name; returns its handle at once, before it is up."""
-    remote = _make_remote(load_class(class_path), ["health"])
+    remote = _make_remote(load_class(class_path), ["health", "metrics"])
     options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0)
     return remote.options(**options).remote(str(name), settings_json)
 

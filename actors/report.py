@@ -15,6 +15,7 @@ import psutil
 from actors.lives import Child
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
+from k2ray import metrics
 
 MEASURES = ("rss_bytes", "rate", "lag_trades", "lag_s", "data_age_s")
 _HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "gaps", *MEASURES}
@@ -38,6 +39,19 @@ def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: i
         "stopping": reconciler.stopping,
         "settled": reconciler.settled,
     }
+
+
+def count(reconciler: Reconciler) -> None:
+    """Set the gauges of all actors, so that alerts can fire on them."""
+    for child in reconciler.children.values():
+        if not child.wanted and not child.lives:
+            continue
+        metrics.ACTOR_UP.labels(child.logical).set(child.state == "running")
+        metrics.ACTOR_FAILED.labels(child.logical).set(child.state == "failed")
+        metrics.ACTOR_RESTARTS.labels(child.logical).set(child.restarts)
+        life = child.newest
+        if life is not None and "rss_bytes" in life.health:
+            metrics.ACTOR_RSS_BYTES.labels(child.logical).set(life.health["rss_bytes"])
 
 
 def _supervisor(births: int) -> dict[str, Any]:

@@ -18,13 +18,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import generate_latest
+
 from actors import edge
 from actors.broker_keeper import BrokerKeeper
 from actors.child import pid_space
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
-from actors.report import describe
+from actors.report import count, describe
 from actors.wanted import Wanted, read_wanted, write_private
 from k2ray.clock import SystemClock
 from k2ray.errors import K2rayError, SupervisorUnavailable
@@ -34,6 +36,8 @@ from k2ray.settings import Settings
 
 LIST_INTERVAL_S = 1.0
 """How often Ray is asked who lives; only strays and lost lives are found this way, so it need not be quick."""
+
+METRICS_TIMEOUT_S = 1.0
 
 STATUS_STALE_S = 15.0
 """A status older than this means that the supervisor's loop hangs while its process lives."""
@@ -56,6 +60,20 @@ def system_status(namespace: str, timeout_s: float) -> dict[str, Any]:
     if status["loop_age_s"] > STATUS_STALE_S:
         raise SupervisorUnavailable(f"the supervisor's loop has not turned for {status['loop_age_s']:.0f} s")
     return status
+
+
+def system_metrics(namespace: str, timeout_s: float) -> dict[str, str]:
+    """Ask the supervisor for all actors' metrics: actor -> Prometheus text (`actors/exposition.py` joins them).
+
+    Raises:
+        SupervisorUnavailable: It does not live or does not answer in time.
+    """
+    texts: dict[str, str] = edge.ask(edge.find(SUPERVISOR, namespace), "metrics", timeout_s=timeout_s)
+    return texts
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
 
 
 class Supervisor:
@@ -90,6 +108,20 @@ class Supervisor:
         """Return the newest picture; runs in its own thread and only reads."""
         return {**self._status, "loop_age_s": time.monotonic() - self._turned_s}
 
+    async def metrics(self) -> dict[str, str]:
+        """Return actor -> its metrics as text, of all that answer in time, and the supervisor's own."""
+        names = list(self._handles)
+        answers = await asyncio.gather(*(self._metrics_of(name) for name in names))
+        texts = {name.logical: text for name, text in zip(names, answers, strict=True) if text is not None}
+        return {**texts, SUPERVISOR: generate_latest().decode()}
+
+    async def _metrics_of(self, name: ActorName) -> str | None:
+        try:
+            text: str = await asyncio.wait_for(_awaited(self._handles[name].metrics.remote()), METRICS_TIMEOUT_S)
+        except (*edge.RAY_ERRORS, KeyError, OSError, TimeoutError):
+            return None
+        return text
+
     async def changed(self) -> None:
         """Look at the wanted state at once instead of at the next turn."""
         self._read_wanted()
@@ -123,6 +155,7 @@ class Supervisor:
         if self._keeper is not None:
             self._keeper.tick(now_s)
         self._remember()
+        count(reconciler)
         self._status = describe(reconciler, self._keeper.status() if self._keeper else None, self._births)
 
     def _read_wanted(self) -> None:

@@ -37,3 +37,11 @@ HTTP_SECONDS = Histogram(
 )
 QUERY_ROWS = Counter("k2ray_query_rows", "Rows in answers.")
 QUERY_FILES = Counter("k2ray_query_files", "Data files read for answers.")
+
+# actors/report.py
+ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["name"])
+ACTOR_FAILED = Gauge(
+    "k2ray_actor_failed", "1 once the actor was given up after crashes; `k2ray up` brings it back.", ["name"]
+)
+ACTOR_RESTARTS = Gauge("k2ray_actor_restarts_count", "Times that the actor had to be started anew.", ["name"])
+ACTOR_RSS_BYTES = Gauge("k2ray_actor_rss_bytes", "Resident memory of the actor's process.", ["name"])
