@@ -1,0 +1,157 @@
+"""Sorted, disjoint intervals of covered ids, with the event times of a few of their rows.
+
+An interval is (lo, hi]: `lo` is exclusive, `hi` is always the id of a row. Between two intervals lies a hole. An
+interval knows (id, event time) of its first and last row and of a few rows between, its marks: enough to ask which times
+an id could have. Not its job: which numbering an id belongs to, see `spaces.py`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+Point = tuple[int, int]
+"""(id, event time in us) of a row."""
+
+MARK_SHIFT = 16
+"""A row whose ids (from, id] contain a multiple of 2**16 is a mark: by id alone, however the log is cut into batches."""
+
+MARKS_KEPT = 64
+"""Past this many marks in an interval every second one is dropped: recent ids stay dense, old ones grow sparse."""
+
+_LOW = -(1 << 63)
+_HIGH = 1 << 63
+
+
+def is_mark(start: int, row_id: int) -> bool:
+    """Tell whether the ids (start, row_id] contain a multiple of 2**16."""
+    return (start >> MARK_SHIFT) != (row_id >> MARK_SHIFT)
+
+
+class Intervals:
+    """Covered ids of one space. All lists are parallel, one item an interval, sorted by id."""
+
+    __slots__ = ("first_id", "first_us", "hi", "last_us", "lo", "marks")
+
+    def __init__(self) -> None:
+        self.lo: list[int] = []
+        self.hi: list[int] = []
+        self.first_id: list[int] = []
+        self.first_us: list[int] = []
+        self.last_us: list[int] = []
+        self.marks: list[list[Point]] = []
+
+    def __len__(self) -> int:
+        return len(self.lo)
+
+    def copy(self) -> Intervals:
+        """Return a copy that shares nothing mutable."""
+        other = Intervals()
+        other.lo, other.hi = self.lo[:], self.hi[:]
+        other.first_id, other.first_us, other.last_us = self.first_id[:], self.first_us[:], self.last_us[:]
+        other.marks = [marks[:] for marks in self.marks]
+        return other
+
+    def find(self, row_id: int) -> int:
+        """Return the index of the last interval that starts below `row_id`, or -1."""
+        return bisect_left(self.lo, row_id) - 1
+
+    def covers(self, row_id: int) -> bool:
+        """Tell whether an id is covered."""
+        index = self.find(row_id)
+        return index >= 0 and row_id <= self.hi[index]
+
+    def neighbours(self, row_id: int) -> tuple[Point | None, Point | None]:
+        """Return the nearest known rows at or below, and at or above, an id."""
+        index = self.find(row_id)
+        below: Point | None = (self.hi[index], self.last_us[index]) if index >= 0 else None
+        if index < 0 or row_id > self.hi[index]:
+            if index + 1 < len(self.lo):
+                return below, (self.first_id[index + 1], self.first_us[index + 1])
+            return below, None
+        marks = self.marks[index]
+        first = (self.first_id[index], self.first_us[index])
+        lower: Point | None
+        upper: Point
+        up_to = bisect_right(marks, (row_id, _HIGH))
+        if up_to:
+            lower = marks[up_to - 1]
+        elif first[0] <= row_id:
+            lower = first
+        else:
+            lower = (self.hi[index - 1], self.last_us[index - 1]) if index > 0 else None
+        from_on = bisect_left(marks, (row_id, _LOW))
+        if first[0] >= row_id:
+            upper = first
+        elif from_on < len(marks):
+            upper = marks[from_on]
+        else:
+            upper = (self.hi[index], self.last_us[index])
+        return lower, upper
+
+    def distance(self, start: int, row_id: int) -> int:
+        """Return how far a row covering (start, row_id] is from covered ids: 0 covered, 1 it continues an interval."""
+        index = self.find(row_id)
+        nearest = _HIGH
+        if index >= 0:
+            if row_id <= self.hi[index]:
+                return 0
+            nearest = max(1, start + 1 - self.hi[index])
+        if index + 1 < len(self.lo):
+            nearest = min(nearest, self.lo[index + 1] + 1 - row_id)
+        return nearest
+
+    def add(self, start: int, row_id: int, time_us: int) -> None:
+        """Cover (start, row_id] by a row whose own id is not covered; join what it touches."""
+        point = (row_id, time_us)
+        low = bisect_left(self.hi, start)  # the first interval that ends at or above the range's start
+        high = bisect_right(self.lo, row_id) - 1  # the last one that starts at or below its end
+        if low > high:
+            self.lo.insert(low, start)
+            self.hi.insert(low, row_id)
+            self.first_id.insert(low, row_id)
+            self.first_us.insert(low, time_us)
+            self.last_us.insert(low, time_us)
+            self.marks.insert(low, [point] if is_mark(start, row_id) else [])
+            return
+        if self.hi[low] > row_id:
+            self.first_id[low], self.first_us[low] = point
+        self.lo[low] = min(self.lo[low], start)
+        if self.hi[high] > row_id:
+            self.hi[low], self.last_us[low] = self.hi[high], self.last_us[high]
+        else:
+            self.hi[low], self.last_us[low] = point
+        marks = self.marks[low]
+        for index in range(low + 1, high + 1):
+            marks.extend(self.marks[index])
+        if is_mark(start, row_id):
+            marks.insert(bisect_left(marks, point), point)
+        self._thin(low)
+        self._drop(low + 1, high + 1)
+
+    def extend(self, index: int, row_id: int, time_us: int) -> None:
+        """Move an interval's end to a later row that stays below the next interval."""
+        self.hi[index] = row_id
+        self.last_us[index] = time_us
+
+    def mark(self, index: int, point: Point) -> None:
+        """Remember a row at the interval's end."""
+        self.marks[index].append(point)
+        self._thin(index)
+
+    def join_lowest(self) -> tuple[int, int]:
+        """Cover the lowest hole without rows; return it as (from, to]."""
+        hole = (self.hi[0], self.lo[1])
+        self.hi[0], self.last_us[0] = self.hi[1], self.last_us[1]
+        self.marks[0].extend(self.marks[1])
+        self._thin(0)
+        self._drop(1, 2)
+        return hole
+
+    def _thin(self, index: int) -> None:
+        while len(self.marks[index]) > MARKS_KEPT:
+            self.marks[index] = self.marks[index][::2]
+
+    def _drop(self, start: int, end: int) -> None:
+        if start < end:
+            for column in (self.lo, self.hi, self.first_id, self.first_us, self.last_us, self.marks):
+                del column[start:end]
