@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from k2ray.lake.progress import PartitionKey
 from k2ray.log.consumer import LogRecord
+from k2ray.log.lag import LagWatch
 
 POLL_RECORDS = 1_000
 _WEIGHT = 0.2
@@ -35,14 +36,14 @@ class Reading:
         """Return how many records about make up `rows`."""
         return max(1, min(POLL_RECORDS, round(rows / max(self._rows_per_record, 1.0))))
 
-    def lag(self, end_of: Callable[[PartitionKey], int | None], now_us: int) -> tuple[int, float]:
+    def lag(self, watch: LagWatch, now_us: int) -> tuple[int, float]:
         """Return rows behind the read position, and the age in seconds of the newest record read while there are any.
 
         Args:
-            end_of: A partition's end as far as known, without a question to the broker.
+            watch: Knows the partitions' ends, and asks the broker seldom.
             now_us: Now.
         """
-        records = sum(_behind(self.positions, end_of))
+        records = sum(watch.behind(self.positions).values())
         if not records:
             return 0, 0.0
         age = 0.0 if self._newest_us is None else max(0.0, (now_us - self._newest_us) / 1_000_000)
@@ -51,10 +52,3 @@ class Reading:
     def before(self, ends: dict[PartitionKey, int]) -> bool:
         """Return whether any partition was read less far than `ends`."""
         return any(self.positions.get(key, 0) < end for key, end in ends.items())
-
-
-def _behind(positions: dict[PartitionKey, int], end_of: Callable[[PartitionKey], int | None]) -> Iterable[int]:
-    for key, position in positions.items():
-        end = end_of(key)
-        if end is not None:
-            yield max(0, end - position)

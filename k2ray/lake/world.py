@@ -41,7 +41,7 @@ class Log(Protocol):
     def cluster(self, topics: Sequence[str]) -> ClusterIds: ...  # noqa: D102
     def assign(self, positions: Mapping[PartitionKey, Position]) -> None: ...  # noqa: D102
     def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]: ...  # noqa: D102
-    def watermarks(self, key: PartitionKey) -> tuple[int, int]: ...  # noqa: D102
+    def watermarks(self, key: PartitionKey, *, timeout_s: float = ...) -> tuple[int, int]: ...  # noqa: D102
     def cached_end(self, key: PartitionKey) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 

@@ -13,7 +13,7 @@ gathered, which bounds the memory. Nothing but the table remembers progress: a w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,7 @@ from k2ray.lake.writer_status import StepReport, WriterStatus
 from k2ray.layout import DataDir
 from k2ray.ledger import Gap
 from k2ray.log.consumer import LogReader, OffsetLost, PartitionKey, Position
+from k2ray.log.lag import LagWatch
 from k2ray.log.producer import LogProducer
 from k2ray.log.topics import table_topics
 from k2ray.logs import get_logger
@@ -96,6 +97,7 @@ class TableWriter:
         self._landing: Landing | None = None
         self._running: Future[Landed] | None = None
         self._lost: OffsetLost | None = None
+        self._lag = LagWatch(self._reader, self._clock)
         self._freshness = Freshness()
         self._gaps: list[Gap] = []
         self._last_commit_s: float | None = None
@@ -126,7 +128,7 @@ class TableWriter:
         self._world, self._lost = world, None
         self._gaps = list(world.intake.ledger.gaps())
         self._note_progress(progress)
-        self._update(positioned=True, trouble=None, open_gaps=len(self._gaps))
+        self._update(positioned=True, trouble=None, open_gaps=_open(self._gaps))
 
     def step(self, max_wait_s: float = 0.1) -> StepReport:
         """Do the next piece of work: read and decide what is there, hand a due batch over, take note of what landed.
@@ -182,7 +184,7 @@ class TableWriter:
         return replace(self._status, last_commit_age_s=age)
 
     def gaps(self) -> list[Gap]:
-        """Return the missing id ranges as of the newest commit; from any thread."""
+        """Return the missing id ranges as of the newest commit, those given up (sealed) included; from any thread."""
         return self._gaps
 
     def close(self) -> None:
@@ -210,7 +212,7 @@ class TableWriter:
         wanted = world.reading.records_wanted(self._settings.lake.commit.max_rows - world.batch.rows)
         records = self._reader.poll(wanted, patience_s)
         rows, duplicates = world.take(records, self._clock.monotonic_s()) if records else (0, 0)
-        lag_trades, lag_s = world.reading.lag(self._reader.cached_end, self._clock.now_us())
+        lag_trades, lag_s = world.reading.lag(self._lag, self._clock.now_us())
         self._update(
             records=self._status.records + len(records),
             duplicates=self._status.duplicates + duplicates,
@@ -269,7 +271,7 @@ class TableWriter:
             dead_letters=self._status.dead_letters + len(batch.dead),
             commits=self._status.commits + 1,
             commit_s=now - landing.started_s,
-            open_gaps=len(self._gaps),
+            open_gaps=_open(self._gaps),
             freshness_p50_s=self._freshness.quantile_s(0.5),
             freshness_p99_s=self._freshness.quantile_s(0.99),
             trouble=None,
@@ -313,3 +315,7 @@ class TableWriter:
 
     def _update(self, **changes: Any) -> None:
         self._status = replace(self._status, **changes)
+
+
+def _open(gaps: Sequence[Gap]) -> int:
+    return sum(not gap.sealed for gap in gaps)

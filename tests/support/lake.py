@@ -146,7 +146,7 @@ class MemoryReader:
             time.sleep(min(timeout_s, 0.002))
         return found
 
-    def watermarks(self, key: PartitionKey) -> tuple[int, int]:
+    def watermarks(self, key: PartitionKey, *, timeout_s: float = 1.0) -> tuple[int, int]:
         self.log.questions += 1
         return self.log.low[key], len(self.log.partitions[key])
 
