@@ -1,8 +1,8 @@
 """Sorted, disjoint intervals of covered ids, with the event times of a few of their rows.
 
 An interval is (lo, hi]: `lo` is exclusive, `hi` is always the id of a row. Between two intervals lies a hole. An
-interval knows (id, event time) of its first and last row and of a few rows between, its marks: enough to ask which times
-an id could have. Not its job: which numbering an id belongs to, see `spaces.py`.
+interval knows (id, event time) of its first and last row and of a few rows between, its marks: enough to ask which
+times an id could have. Not its job: which numbering an id belongs to, see `spaces.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Point = tuple[int, int]
 """(id, event time in us) of a row."""
 
 MARK_SHIFT = 16
-"""A row whose ids (from, id] contain a multiple of 2**16 is a mark: by id alone, however the log is cut into batches."""
+"""A row whose ids (from, id] contain a multiple of 2**16 is a mark, however the log is cut into batches."""
 
 MARKS_KEPT = 64
 """Past this many marks in an interval every second one is dropped: recent ids stay dense, old ones grow sparse."""

@@ -1,8 +1,9 @@
 """9. Which rows are new: a pure function of (ledger, log), however the log is cut into batches.
 
 For each instrument and numbering the ledger holds the covered ids as intervals. One rule: an id that is covered is a
-duplicate; else the row is new and its range (sequence_from, source_sequence] is covered. Between intervals lie gaps. Live rows, backfill, a second feed ahead of the first, a spool replayed late and yesterday's file loaded today
-all follow from it, in any order. No clock, no I/O.
+duplicate; else the row is new and its range (sequence_from, source_sequence] is covered. Between intervals lie gaps.
+Live rows, backfill, a second feed ahead of the first, a spool replayed late and yesterday's file loaded today follow
+from it, in any order. No clock, no I/O.
 
 The usual batch continues one interval of each instrument: a group-by and a few comparisons of arrays (`hot.py`). Other
 instruments' rows go to `runs.py`, alone. Next in the flow: `file.py` stores the ledger, `lake/commit.py` with the rows.
