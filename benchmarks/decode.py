@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from report import report
 
+from benchmarks.report import report
 from k2ray.exchanges import adapter
 from k2ray.exchanges.base import Subscription
 

@@ -31,10 +31,12 @@ class Subscription:
     Attributes:
         channels: Names from `model.CHANNELS`.
         symbols: The exchange's own symbols, upper case.
+        groups: Each symbol's group, if rows are to be ordered by it (feeds pass partitions); empty: as received.
     """
 
     channels: tuple[str, ...]
     symbols: tuple[str, ...]
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Decoded:
     """What a run of frames held.
 
     Attributes:
-        batches: Channel -> rows in `model.WIRE_SCHEMAS[table]`, in the order received within each symbol.
+        batches: Channel -> rows in `model.WIRE_SCHEMAS[table]`, ordered by their symbols' group, else as received.
         dead: Frames that cannot be read or whose values do not fit; their neighbours are in `batches`.
         ignored: Frames of streams that nobody subscribed, and rows that the exchange itself marks as void.
         control: Answers to our own messages.

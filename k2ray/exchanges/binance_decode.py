@@ -111,6 +111,9 @@ class BinanceDecoder:
         self._builder = RowBuilder(exchange, asset_class, subscription.symbols)
         self._code_of = {symbol: code for code, symbol in enumerate(subscription.symbols)}
         self._channels = frozenset(subscription.channels)
+        self._groups: Codes = np.zeros(len(subscription.symbols), dtype=np.int32)
+        if subscription.groups:
+            self._groups[:] = subscription.groups
         self._routes: dict[bytes, int] = {
             f"{symbol.lower()}@{STREAMS[channel]}".encode(): _SHAPE_OF[channel, True] << _CODE_BITS | code
             for channel in subscription.channels
@@ -133,12 +136,21 @@ class BinanceDecoder:
             for at in np.flatnonzero(routes == _UNKNOWN).tolist():
                 routes[at] = self._look(frames[at], int(received_us[at]), out)
             out.ignored += int(np.count_nonzero(routes == _IGNORED))
-        shapes = routes >> _CODE_BITS
-        run = _Run(frames, routes & _CODE_MASK, received_us)
-        for shape in np.unique(shapes).tolist() if (shapes != shapes[0]).any() else [int(shapes[0])]:
+        # One stable sort by shape, then group: each shape is one run, and a batch splits into groups by slices.
+        known = routes >= 0
+        codes = np.where(known, routes & _CODE_MASK, 0).astype(np.int32)
+        shapes = np.where(known, routes >> _CODE_BITS, -1)
+        key = (shapes.astype(np.int64) << 32) + self._groups[codes]
+        if (key[1:] < key[:-1]).any():
+            order = np.argsort(key, kind="stable")
+            frames = [frames[at] for at in order.tolist()]
+            shapes, codes, received_us = shapes[order], codes[order], received_us[order]
+        for shape in np.unique(shapes[[0, -1]] if shapes[0] == shapes[-1] else shapes).tolist():
+            first, end = np.searchsorted(shapes, [shape, shape + 1]).tolist()
             if shape >= 0:
-                same = shapes == shape
-                self._decode_shape(_SHAPES[shape], run if same.all() else run.only(same), out)
+                self._decode_shape(
+                    _SHAPES[shape], _Run(frames[first:end], codes[first:end], received_us[first:end]), out
+                )
         return out
 
     def _look(self, frame: bytes, received_us: int, out: Decoded) -> int:

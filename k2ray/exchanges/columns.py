@@ -35,14 +35,9 @@ def constant(value: str, rows: int) -> pa.DictionaryArray:
     return dictionary(np.zeros(rows, dtype=np.int32), pa.array([value]))
 
 
-@functools.lru_cache(maxsize=8)
-def _nulls(kind: pa.DataType) -> pa.Array:
-    return pa.nulls(_LONGEST, kind)
-
-
 def nulls(kind: pa.DataType, rows: int) -> pa.Array:
-    """Return null in every row; memory is shared between batches."""
-    return _nulls(kind).slice(0, rows) if rows <= _LONGEST else pa.nulls(rows, kind)
+    """Return null in every row. Not a shared slice: Arrow's IPC writes a slice's list offsets in full."""
+    return pa.nulls(rows, kind)
 
 
 def dictionary(codes: npt.NDArray[np.int32], values: pa.Array) -> pa.DictionaryArray:

@@ -232,7 +232,7 @@ class Connection:
         self._publish(out)
         if self.opened_s is not None and now_s - self.opened_s >= STABLE_AFTER_S:
             self.failures = 0
-        if self.opened_s is not None:
+        if self.opened_s is not None and not self._draining:
             self.reconnects += 1
         if self.state != "closing":
             self.last_reason = reason

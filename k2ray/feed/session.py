@@ -143,7 +143,9 @@ class FeedSession:
         self._producer = producer
         self._adapter = adapter_named(exchange)
         self._partitions = settings.kafka.partitions
-        self._subscription = Subscription(self._exchange_settings.channels, self._own_symbols())
+        symbols = self._own_symbols()
+        partitions = tuple(partition_of(exchange, symbol, self._partitions) for symbol in symbols)
+        self._subscription = Subscription(self._exchange_settings.channels, symbols, partitions)
         self._topics = {
             channel: topic_name(settings.kafka.topic_prefix, self._adapter.asset_class, channel, exchange)
             for channel in self._subscription.channels

@@ -1,4 +1,7 @@
-"""A batch to batches of one partition each, by its symbols' codes; order within a partition stays."""
+"""A batch to batches of one partition each, by its symbols' codes; order within a partition stays.
+
+Batches that come ordered by partition (`base.Subscription.groups`) are cut into slices without a copy.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,25 @@ def split_by_partition(batch: pa.RecordBatch, exchange: str, partitions: int) ->
     codes = symbols.indices.to_numpy()
     of_code = _partitions(exchange, tuple(symbols.dictionary.to_pylist()), partitions)
     of_row = of_code[codes]
-    for partition in np.unique(of_code).tolist():
-        held = of_row == partition
-        count = int(np.count_nonzero(held))
-        if count == 0:
-            continue
-        rows = batch if count == batch.num_rows else batch.take(pa.array(np.flatnonzero(held)))
-        for at in range(0, count, ROWS_A_RECORD):
-            yield partition, rows.slice(at, ROWS_A_RECORD)
+    if not len(of_row):
+        return
+    if (of_row[1:] < of_row[:-1]).any():
+        order = np.argsort(of_row, kind="stable")
+        batch, of_row = batch.take(pa.array(order)), of_row[order]
+    starts = np.append(0, np.flatnonzero(of_row[1:] != of_row[:-1]) + 1).tolist()
+    for start, end in zip(starts, [*starts[1:], len(of_row)], strict=True):
+        for at in range(start, end, ROWS_A_RECORD):
+            rows = (
+                batch if end - start == len(of_row) <= ROWS_A_RECORD else _part(batch, at, min(ROWS_A_RECORD, end - at))
+            )
+            yield int(of_row[start]), rows
+
+
+def _part(batch: pa.RecordBatch, start: int, count: int) -> pa.RecordBatch:
+    """Return a slice whose list and map columns are copies: Arrow's IPC writes the offsets of a whole column else."""
+    rows = batch.slice(start, count)
+    columns = rows.columns
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_nested(field.type):
+            columns[at] = pa.concat_arrays([columns[at]])
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)

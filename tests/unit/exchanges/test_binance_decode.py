@@ -306,6 +306,21 @@ def test_all_trades_of_a_run_become_rows_in_order() -> None:
     assert batch.column("ingestion_timestamp").cast(pa.int64()).to_pylist() == list(range(NOW_US, NOW_US + 5_000))
 
 
+def test_rows_are_ordered_by_group_and_as_received_within_it() -> None:
+    using = adapter("binance").decoder(Subscription(ALL, SYMBOLS, groups=(1, 0, 1)))
+    frames: list[bytes] = []
+    for number in range(300):
+        frames += [frame(trade(number, SYMBOLS[number % 3])), frame(quote(number, SYMBOLS[number % 3])), b'{"id":1}']
+    found = decode(frames, using)
+    assert len(found.dead) == 300
+    for channel in ("trades", "quotes"):
+        ids = found.batches[channel].column("source_sequence").to_pylist()
+        assert ids == [i for i in range(300) if i % 3 == 1] + [i for i in range(300) if i % 3 != 1]
+        times = found.batches[channel].column("ingestion_timestamp").cast(pa.int64()).to_pylist()
+        at = 0 if channel == "trades" else 1
+        assert times == [NOW_US + 3 * number + at for number in ids]
+
+
 def test_decoding_has_no_cost_for_each_row_but_the_json() -> None:
     """Trap 24: 8 to 9 us a row to build Arrow from dictionaries. Loose, since the machine may be busy."""
     import time
