@@ -62,9 +62,10 @@ def write_configuration(folder: Path, logs: Path, port: int, controller_port: in
         "transaction.state.log.min.isr": "1",
         "transaction.state.log.num.partitions": "1",
         "group.initial.rebalance.delay.ms": "0",
-        # After a kill -9 the controller takes the new process only once the old one's session is over: 9 s by default.
-        "broker.session.timeout.ms": "2000",
-        "broker.heartbeat.interval.ms": "400",
+        # After a kill -9 the controller takes the new process only once the old one's session is over: 9 s by default,
+        # and 12.6 s until it answered. Much shorter, and a machine at its limit fences its only broker by mistake.
+        "broker.session.timeout.ms": "4000",
+        "broker.heartbeat.interval.ms": "500",
         "num.network.threads": "2",
         "num.io.threads": "2",
         "background.threads": "2",

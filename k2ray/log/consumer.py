@@ -2,7 +2,8 @@
 
 Nothing is remembered in Kafka: no group, no commits. A reader is told where to start, and a position that the log no
 longer has (retention passed it, or the broker lost its end) is an `OffsetLost` with the log's bounds, never a silent
-jump. While the broker is away `poll` returns nothing and reconnects by itself; questions raise `BrokerUnavailable`.
+jump. While the broker is away `poll` returns nothing and reconnects by itself; questions raise `BrokerUnavailable`. A
+topic that is deleted under a reader looks the same from here (librdkafka does not tell): compare the ids of `cluster`.
 
 Not its job: what the bytes mean (`wire/codec.py`), which rows are new (`ledger/`). Next in the flow: `ledger/`.
 """

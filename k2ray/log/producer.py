@@ -63,7 +63,7 @@ class ProducerStats:
         failures: Deliveries that failed; each is in the spool, or waits in memory where there is no spool.
         refused: Records that Kafka will never take, kept aside.
         shed_rows, shed_records: Given up, since the spool was full.
-        spooling: Whether new records go to the spool at present.
+        spooling: Whether anything waits on disk, or sending is held back.
         last_error: What Kafka last said against a delivery.
     """
 
@@ -250,7 +250,7 @@ class LogProducer:
             refused=self._refused,
             shed_rows=sum(item.rows for item in shed),
             shed_records=sum(item.records for item in shed),
-            spooling=self._holding or (spool is not None and spool.waiting),
+            spooling=self._holding or (spool is not None and spool.records > 0),
             last_error=self._last_error,
         )
 

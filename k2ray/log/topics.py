@@ -7,7 +7,11 @@ modulo that number, so a topic with another number is an operator's decision, ne
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaError, KafkaException
+import time
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from k2ray.errors import BrokerUnavailable, OperatorNeeded
@@ -23,6 +27,8 @@ MAX_RECORD_BYTES = 8_388_608
 
 DEAD_LETTER_PARTITIONS = 1
 ANSWER_TIMEOUT_S = 15.0
+# A new topic is known within 0.1 s; a broker that is fenced for a moment, on a machine at its limit, takes longer.
+KNOWN_TIMEOUT_S = 60.0
 
 
 def topic_name(prefix: str, asset_class: str, channel: str, exchange: str) -> str:
@@ -98,6 +104,31 @@ def ensure_topics(bootstrap: str, settings: Settings) -> None:
                 _check_again(bootstrap, settings, name, wanted[name])
             else:
                 raise map_error(error, f"create topic {name}") from error
+    _wait_until_known(admin, {topic.topic for topic in missing})
+
+
+def _wait_until_known(admin: AdminClient, names: set[str]) -> None:
+    """A topic is made before every part of the broker has heard of it; who reads its id next must not miss it."""
+    deadline_s = time.monotonic() + KNOWN_TIMEOUT_S
+    unknown = names
+    while unknown:
+        if time.monotonic() > deadline_s:
+            raise BrokerUnavailable(f"Kafka does not know its new topics yet: {', '.join(sorted(unknown))}")
+        unknown = {name for name, future in _describe(admin, unknown).items() if not _is_known(future)}
+        if unknown:
+            time.sleep(0.05)
+
+
+def _describe(admin: AdminClient, names: set[str]) -> dict[str, Any]:
+    found: dict[str, Any] = admin.describe_topics(TopicCollection(sorted(names)), request_timeout=ANSWER_TIMEOUT_S)
+    return found
+
+
+def _is_known(future: Any) -> bool:
+    try:
+        return all(partition.leader is not None for partition in future.result().partitions)
+    except KafkaException:
+        return False
 
 
 def _check_again(bootstrap: str, settings: Settings, name: str, partitions: int) -> None:
