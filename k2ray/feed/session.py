@@ -160,6 +160,7 @@ class FeedSession:
         self._wake = asyncio.Event()
         self._transport: Transport | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
         self._done = asyncio.Event()
         self._turn_s = self.clock.monotonic_s()
         self._frames = self._bytes = self._rows = self._ignored = self._dead = 0
@@ -249,6 +250,8 @@ class FeedSession:
             timer.cancel()
             self._wake.clear()
             self._turn_s = self.clock.monotonic_s()
+            if self._broken is not None:
+                raise self._broken
             if not self._inbox:
                 self._handle(machine.Tick())
             while self._inbox:
@@ -268,6 +271,7 @@ class FeedSession:
                     self._decoder = self._adapter.decoder(self._subscription)
                     self._decoder.learn(self._instruments)
                     self._opening = asyncio.create_task(self._open(connection))
+                    self._opening.add_done_callback(self._opened)
                 case machine.Ping(connection) if self._transport is not None:
                     self._transport.ping(str(connection).encode())
                 case machine.Close(_, reason, cut) if self._transport is not None:
@@ -276,6 +280,12 @@ class FeedSession:
                     else:
                         self._transport.close(_CLOSE_NORMAL, "")
                     _log.info("feed_closing", reason=reason, cut=cut, feed=self._index)
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        """Let a programming error in `_open` end `run`, instead of leaving a feed that connects for ever."""
+        if not opening.cancelled() and opening.exception() is not None:
+            self._broken = opening.exception()
+            self._wake.set()
 
     async def _open(self, connection: int) -> None:
         endpoint = Endpoint(

@@ -9,6 +9,7 @@ one while the connection is open; once it is closing, everything goes to the lib
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
@@ -76,8 +77,8 @@ class WebSocket(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the handshake's request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop, which Ray's actors run on, has transports that are no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self._protocol.send_request(self._protocol.connect())
         self._write()
 

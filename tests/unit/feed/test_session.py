@@ -16,7 +16,7 @@ from k2ray.exchanges.base import Instrument
 from k2ray.feed.session import FeedSession
 from k2ray.feed.transport import Endpoint, Sink, Transport
 from k2ray.log.partition import partition_of
-from k2ray.settings import Settings
+from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers, decode
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "BTCFDUSD")
@@ -288,3 +288,16 @@ async def test_the_feeds_metrics_move() -> None:
         "k2ray_feed_connects_total": 1,
     }
     assert value("k2ray_feed_connects_total", outcome="failed") - failed == 1
+
+
+async def test_a_programming_error_while_connecting_ends_the_run() -> None:
+    async def broken(endpoint: object, sink: object) -> Transport:
+        raise AttributeError("a loop whose transports are different")
+
+    async def ask() -> dict[str, Instrument]:
+        return {}
+
+    settings = load_settings(environ={}, arguments={"data_dir": "."})
+    session = FeedSession(settings, "binance", 0, FakeProducer(), connect=broken, ask=ask)
+    with pytest.raises(AttributeError, match="transports are different"):
+        await asyncio.wait_for(session.run(), 10)
