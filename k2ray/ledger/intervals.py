@@ -100,8 +100,12 @@ class Intervals:
             nearest = min(nearest, self.lo[index + 1] + 1 - row_id)
         return nearest
 
-    def add(self, start: int, row_id: int, time_us: int) -> None:
-        """Cover (start, row_id] by a row whose own id is not covered; join what it touches."""
+    def add(self, start: int, row_id: int, time_us: int, step_us: int) -> None:
+        """Cover (start, row_id] by a row whose own id is not covered; join what it touches.
+
+        Where intervals join whose edges are more than `step_us` apart in time, the edges become marks: perhaps only one
+        of them belongs here, and the other's rows must not count as repeated.
+        """
         point = (row_id, time_us)
         low = bisect_left(self.hi, start)  # the first interval that ends at or above the range's start
         high = bisect_right(self.lo, row_id) - 1  # the last one that starts at or below its end
@@ -113,6 +117,11 @@ class Intervals:
             self.last_us.insert(low, time_us)
             self.marks.insert(low, [point] if is_mark(start, row_id) else [])
             return
+        edges = [point] if is_mark(start, row_id) else []
+        for index in range(low, high):
+            if abs(self.first_us[index + 1] - self.last_us[index]) > step_us:
+                edges += [(self.hi[index], self.last_us[index]), point]
+                edges.append((self.first_id[index + 1], self.first_us[index + 1]))
         if self.hi[low] > row_id:
             self.first_id[low], self.first_us[low] = point
         self.lo[low] = min(self.lo[low], start)
@@ -123,8 +132,10 @@ class Intervals:
         marks = self.marks[low]
         for index in range(low + 1, high + 1):
             marks.extend(self.marks[index])
-        if is_mark(start, row_id):
-            marks.insert(bisect_left(marks, point), point)
+        for edge in edges:
+            at = bisect_left(marks, edge)
+            if at == len(marks) or marks[at] != edge:
+                marks.insert(at, edge)
         self._thin(low)
         self._drop(low + 1, high + 1)
 

@@ -21,6 +21,9 @@ from k2ray.ledger.intervals import Intervals
 from k2ray.ledger.params import HOUR_US, SECOND_US, LedgerParams
 
 FOREVER = 1 << 62
+CONTINUES = 4
+"""A row so near to a space's ids continues it, though a restart that is not yet believed seems to have ended it."""
+
 STRAY = 0
 FILE_PREFIX = "file:"
 
@@ -214,9 +217,21 @@ class Instrument:
         best, nearest = -1, 0
         for index, space in enumerate(self.spaces):
             distance = space.distance(start, row_id, time_us, params)
+            if distance is not None and distance > CONTINUES and self._superseded(space, time_us, params):
+                continue
             if distance is not None and (best < 0 or distance <= nearest):
                 best, nearest = index, distance
         return best, nearest
+
+    def _superseded(self, space: Space, time_us: int, params: LedgerParams) -> bool:
+        """Tell whether a later space, not yet believed, seems to have ended this one before `time_us`."""
+        return any(
+            other.rows < params.established_rows
+            and space.newest_us <= other.opened_us + params.tolerance_us < time_us
+            and other.opened_id <= space.intervals.hi[-1]
+            for other in self.spaces
+            if other is not space
+        )
 
     def _may_open(self, time_us: int, params: LedgerParams) -> bool:
         if len(self.spaces) >= params.spaces_kept:
@@ -244,7 +259,7 @@ class Instrument:
         self, index: int, start: int, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]
     ) -> None:
         space = self.spaces[index]
-        space.intervals.add(start, row_id, time_us)
+        space.intervals.add(start, row_id, time_us, 2 * params.tolerance_us)
         space.newest_us = max(space.newest_us, time_us)
         space.rows += 1
         self.hot = index

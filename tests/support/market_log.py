@@ -125,29 +125,54 @@ def judge(rows: Sequence[Row], result: Run) -> Verdict:
             labels[(row.symbol, row.base, row.epoch)][space] += 1
             if kept[row.event] > 1:
                 verdict.doubled.append(row)
-    seen = {}
+    seen: dict[tuple[str, str, int, int], Row] = {}
     for row in rows:
         seen.setdefault(row.event, row)
+    hidden = hidden_restarts(rows)
     verdict.lost = [row for event, row in seen.items() if row.epoch != POISON and not kept[event]]
     label_of = {key: counts.most_common(1)[0][0] for key, counts in labels.items()}
     owner: dict[tuple[str, str, str], int] = {}
     for (symbol, base, epoch), label in sorted(label_of.items()):
         owner.setdefault((symbol, base, label), epoch)
     for row, keep, space in zip(rows, result.keep, result.spaces, strict=True):
-        if keep and row.epoch != POISON:
+        if keep and row.epoch != POISON and (row.symbol, row.base) not in hidden:
             key = (row.symbol, row.base, row.epoch)
             if label_of[key] != space or owner[(row.symbol, row.base, space)] != row.epoch:
                 verdict.mislabelled.append((row, space))
     return verdict
 
 
+def hidden_restarts(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Return instruments with a restart that nobody could tell from the log: labels are not judged there.
+
+    A numbering's first row in the log is above all ids of the one before (it looks like a gap), or whole numberings
+    arrive in another order than they happened in.
+    """
+    highest: dict[tuple[str, str], tuple[int, int]] = {}
+    known: set[tuple[str, str, int]] = set()
+    hidden = set()
+    for row in rows:
+        if row.epoch == POISON:
+            continue
+        key = (row.symbol, row.base)
+        epoch, top = highest.get(key, (row.epoch, row.row_id))
+        if row.epoch > epoch:
+            if row.row_id > top or row.epoch > epoch + 1:
+                hidden.add(key)
+            highest[key] = (row.epoch, row.row_id)
+        elif row.epoch < epoch and (*key, row.epoch) not in known:
+            hidden.add(key)
+        elif row.epoch == epoch:
+            highest[key] = (epoch, max(top, row.row_id))
+        known.add((*key, row.epoch))
+    return hidden
+
+
 def market_log(seed: int, table: str = "trades", poison: bool = True) -> tuple[list[Row], LedgerParams]:
     """Return a random log of a few instruments and the parameters for it."""
     rng = random.Random(seed)
     defaults = LedgerParams.for_table(table)
-    params = LedgerParams(
-        proves_gaps=defaults.proves_gaps, tolerance_us=defaults.tolerance_us, openings_per_hour=1_000
-    )
+    params = LedgerParams(proves_gaps=defaults.proves_gaps, tolerance_us=defaults.tolerance_us, openings_per_hour=1_000)
     arrivals: list[tuple[float, int, Row]] = []
     for symbol in ("BTCUSDT", "ETHUSDT", "THIN")[: rng.randint(1, 3)]:
         arrivals += _instrument(rng, symbol, rng.choice(("", "", "agg")), table, params, poison)
@@ -251,7 +276,11 @@ def _backfill(
             stop += 1
         known_after = any(row.epoch == live[index].epoch for row in live[stop : stop + 1])
         if known_after and rng.random() < 0.8:
-            at = live[stop].time_us + rng.uniform(5, 300) * SECOND + rng.choice((0.0, rng.random() * (end - live[0].time_us)))
+            at = (
+                live[stop].time_us
+                + rng.uniform(5, 300) * SECOND
+                + rng.choice((0.0, rng.random() * (end - live[0].time_us)))
+            )
             margin = rng.choice((0, 0, 3))
             epoch = live[index].epoch
             piece = [row for row in live[max(0, index - margin) : stop + margin] if row.epoch == epoch]
