@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -124,10 +125,8 @@ def why_ended(error: BaseException) -> tuple[str, Fault]:
 
 
 def _exit_detail(error: BaseException) -> str:
-    for line in str(error).splitlines():
-        if "exit" in line.lower() or "killed" in line.lower():
-            return line.strip()[:200]
-    return first_line(error)
+    found = re.search(r"exit type: (\w+)", str(error))
+    return found[1] if found else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

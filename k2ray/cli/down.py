@@ -24,6 +24,7 @@ from k2ray.errors import K2rayError, OperatorNeeded, RayUnavailable, SupervisorU
 from k2ray.log.broker import LocalBroker
 
 ANSWER_TIMEOUT_S = 10.0
+GONE_TIMEOUT_S = 5.0
 
 
 def down(config: Path | None) -> None:
@@ -90,7 +91,10 @@ def drain_actors(system: System) -> str:
             _await_settled(system, patience_s)
     except K2rayError as error:
         result = f"not drained ({error})"
-    left = edge.list_children(layout.namespace)
+    # What is drained is being killed by the supervisor at this moment: it is not counted as left.
+    gone_s = time.monotonic() + GONE_TIMEOUT_S
+    while (left := edge.list_children(layout.namespace)) and result == "drained" and time.monotonic() < gone_s:
+        time.sleep(0.05)
     for name in sorted(left):
         edge.kill(str(name), layout.namespace, None, None)
     edge.kill(SUPERVISOR, layout.namespace, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ def start_serving(system: System, settings: Settings) -> None:
     Raises:
         TryAgain: Not ready in time; the message says what the last answer was.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
     # Our package is called serve as Ray's is: it is imported by its full name.
     builder = importlib.import_module("serve.app").app

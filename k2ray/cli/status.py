@@ -20,6 +20,7 @@ from k2ray.log.broker import LocalBroker
 HEALTHY, DEGRADED, DOWN = 0, 1, 2
 ANSWER_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 2.0
+PLAIN_WIDTH = 200
 
 
 def status(config: Path | None, *, as_json: bool, watch: bool) -> int:
@@ -30,7 +31,7 @@ def status(config: Path | None, *, as_json: bool, watch: bool) -> int:
         if as_json:
             out.print(json.dumps(picture), markup=False)
         else:
-            out.print(_draw(picture))
+            out.print(_draw(picture), width=None if out.is_terminal else PLAIN_WIDTH)
         return verdict
     verdict = DOWN
     try:
