@@ -191,14 +191,17 @@ class LogProducer:
         if not self._holding:
             self._replay()
         now_s = self._clock.monotonic_s()
-        if self._spool is not None and now_s >= self._next_sync_s:
-            self._spool.sync()
-            self._next_sync_s = now_s + _SYNC_INTERVAL_S
-            metrics.SPOOL_BYTES.labels(self._client_id).set(self._spool.bytes)
-            metrics.PRODUCE_QUEUE_BYTES.labels(self._client_id).set(self._bytes_in_flight)
-            if now_s >= self._next_adopt_s:
-                self._spool.adopt()
-                self._next_adopt_s = now_s + _ADOPT_INTERVAL_S
+        if now_s < self._next_sync_s:
+            return
+        self._next_sync_s = now_s + _SYNC_INTERVAL_S
+        metrics.PRODUCE_QUEUE_BYTES.labels(self._client_id).set(self._bytes_in_flight)
+        if self._spool is None:
+            return
+        self._spool.sync()
+        metrics.SPOOL_BYTES.labels(self._client_id).set(self._spool.bytes)
+        if now_s >= self._next_adopt_s:
+            self._spool.adopt()
+            self._next_adopt_s = now_s + _ADOPT_INTERVAL_S
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until Kafka has confirmed everything, spool included; returns whether it has."""

@@ -107,6 +107,8 @@ class Spool:
             if not waiting:
                 self._last += _STEP
             number = min(waiting) - 1 if waiting else self._last
+            while number in self._files:  # an earlier file of failures that is being replayed
+                number -= 1
         else:
             number = self._ahead[0]
         return self._write(record, number, fresh=False)

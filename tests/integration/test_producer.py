@@ -90,6 +90,7 @@ def test_the_next_process_sends_what_the_spool_holds(broker: TestBroker, tmp_pat
     settings, topic = broker.with_topics(delivery_timeout_s=1)
     away = LogProducer("127.0.0.1:1", client_id="away", spool=Spool(tmp_path, LARGE), settings=settings.kafka)
     publish(away, topic, 0, 50)
+    assert REGISTRY.get_sample_value("k2ray_produce_queue_bytes", {"client": "away"}) >= len(VALUE)  # type: ignore[operator]
     began = time.monotonic()
     assert not away.close(0.2)
     assert time.monotonic() - began < 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from k2ray.log import spool as spool_module
@@ -195,10 +195,11 @@ def test_measuring_agrees_with_reading(tmp_path: Path) -> None:
     assert content == (3, 15, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
+@example(steps=["append", "failed", "take", "failed"])
 @given(steps=st.lists(st.sampled_from(["append", "failed", "take", "done", "back", "restart"]), max_size=40))
 def test_nothing_is_lost_whatever_happens_in_whatever_order(
-    steps: list[str], tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("spool")
     spool = Spool(folder, LARGE)
