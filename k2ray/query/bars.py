@@ -207,7 +207,7 @@ def _whole(name: str) -> str:
 
 def _same(name: str) -> str:
     """Return SQL that says whether `_whole` lost nothing."""
-    return f"TRY_CAST({_whole(name)}::DECIMAL(19,0) * 0.00000001::DECIMAL(9,8) AS DECIMAL(38,18)) = {name}"
+    return f"{_whole(name)}::DECIMAL(19,0) * 0.00000001::DECIMAL(18,18) = {name}"
 
 
 def _bucket(interval_us: int) -> str:

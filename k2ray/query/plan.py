@@ -16,7 +16,7 @@ import numpy as np
 from k2ray.query.files import FileList
 from k2ray.query.request import Order, Selection
 
-FIRST_SLICE_ROWS = 200_000
+FIRST_SLICE_ROWS = 100_000
 GROWTH = 4
 
 

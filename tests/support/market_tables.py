@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,17 @@ class MarketTables:
 
     def append(self, name: str, rows: Sequence[dict[str, Any]] | pa.Table) -> int:
         """Append rows as one snapshot (one file a day and exchange) and return its id."""
+        return self.append_files(name, [rows if isinstance(rows, pa.Table) else wire_table(name, rows)])
+
+    def append_files(self, name: str, parts: Iterable[pa.Table]) -> int:
+        """Append the files of each part, all in one snapshot, and return its id."""
         create_table(self.catalog, self.settings, name)
         table = load_table(self.catalog, self.settings, name)
         assert table is not None
-        arrow = rows if isinstance(rows, pa.Table) else wire_table(name, rows)
         with table.transaction() as transaction, transaction.update_snapshot().merge_append() as append:
-            for file in stage(table, name, arrow, Origin("tests", 0, 0, 0)):
-                append.append_data_file(file)
+            for part in parts:
+                for file in stage(table, name, part, Origin("tests", 0, 0, 0)):
+                    append.append_data_file(file)
         snapshot = table.current_snapshot()
         assert snapshot is not None
         return snapshot.snapshot_id
