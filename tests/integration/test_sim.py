@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.support.eventually import eventually
 from tests.support.sim import Sim, start_sim
 
 pytestmark = pytest.mark.integration
@@ -186,9 +188,7 @@ async def test_a_half_open_connection_says_nothing_and_stays(sim: Sim) -> None:
         number = next(n for n, c in sim.state()["connections"].items() if c["streams"] == ["btcusdt@trade"])
         await asked(sim.fault, "half_open", connection=int(number))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.7):
-                while True:
-                    await websocket.recv()
+            await asyncio.wait_for(take(websocket, 1_000_000), 0.7)
         pong = await websocket.ping()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pong, 0.7)
@@ -252,9 +252,7 @@ async def test_clients_are_pinged_and_dropped_when_they_do_not_pong(tmp_path: Pa
     with start_sim(tmp_path, rate=1, truth=False, arguments=arguments) as sim:
         silent = raw_client(sim, "/ws/ethusdt@trade")
         async with client(sim, "/ws/btcusdt@trade") as answering:
-            async with asyncio.timeout(15):
-                while (await asked(sim.state))["counters"].get("pong_timeouts", 0) == 0:
-                    await asyncio.sleep(0.1)
+            await asked(eventually, lambda: sim.state()["counters"].get("pong_timeouts"), "the silent one is dropped")
             state = await asked(sim.state)
             assert [one["streams"] for one in state["connections"].values()] == [["btcusdt@trade"]]
             assert state["counters"]["pongs_received"] >= 2
@@ -285,9 +283,7 @@ async def test_the_truth_is_complete_after_sigterm_at_a_high_rate(tmp_path: Path
             client(sim, "/ws/btcusdt@trade") as two,
         ):
             first, second = await asyncio.gather(take(one, 5000), take(two, 5000))
-        async with asyncio.timeout(20):
-            while (await asked(sim.state))["generating"]:
-                await asyncio.sleep(0.1)
+        await asked(eventually, lambda: not sim.state()["generating"], "the frames are generated")
         assert (await asked(sim.get, "/api/v3/time"))["serverTime"] > 0  # generating is over, REST is not
         assert sim.stop() == 0
     rows = pq.read_table(tmp_path / "truth.parquet")
@@ -297,7 +293,7 @@ async def test_the_truth_is_complete_after_sigterm_at_a_high_rate(tmp_path: Path
     for got in ([frame["data"]["t"] for frame in first], [frame["t"] for frame in second]):
         assert contiguous(got)
         assert set(got) <= set(ids)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["ca", "sim.log", "truth.parquet"]
+    assert sorted(os.listdir(tmp_path)) == ["ca", "sim.log", "truth.parquet"]
 
 
 def test_sigint_ends_it_like_sigterm_and_the_port_can_be_taken_again(tmp_path: Path) -> None:
