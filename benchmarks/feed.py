@@ -46,11 +46,13 @@ async def feed(settings: Settings, folder: Path, seconds: float) -> dict[str, fl
         await asyncio.sleep(0.01)
     await asyncio.sleep(1)
     rows, cpu_s, began_s = session.status().rows, time.process_time(), time.monotonic()
+    loop_s = time.thread_time()
     longest_s = 0.0
     while (now_s := time.monotonic()) - began_s < seconds:
         await asyncio.sleep(0.02)
         longest_s = max(longest_s, time.monotonic() - now_s - 0.02)
     rows, cpu_s = session.status().rows - rows, time.process_time() - cpu_s
+    loop_s = time.thread_time() - loop_s
     wall_s = time.monotonic() - began_s
     rss = psutil.Process().memory_info().rss
     await session.drain()
@@ -64,6 +66,7 @@ async def feed(settings: Settings, folder: Path, seconds: float) -> dict[str, fl
         "rows_per_s": round(rows / wall_s),
         "rows_per_cpu_second": round(rows / cpu_s),
         "cpu_share": round(cpu_s / wall_s, 2),
+        "in_the_loop": round(loop_s / cpu_s, 2),  # the rest is librdkafka's threads
         "longest_turn_ms": round(longest_s * 1000, 1),
         "rss_mb": round(rss / 1e6),
         "spooled": stats.failures,

@@ -188,7 +188,7 @@ async def test_an_undecodable_frame_becomes_a_dead_letter_with_its_story() -> No
 
 
 async def test_it_reconnects_for_ever_and_loses_no_frame_that_arrived() -> None:
-    async with World(FakeExchange(refusals=5)) as world:
+    async with World(FakeExchange(refusals=5), backoff_max_s=0.02) as world:
         for number in range(1, 6):
             await world.up(number)
             world.exchange.now.sink.on_frames([trade(number)])
