@@ -19,13 +19,15 @@ import numpy as np
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BadInput
 from k2ray.sim.certificates import ensure_certificates
+from k2ray.sim.connection import Connection
 from k2ray.sim.faults import CONNECTION_FAULTS, FRAME_FAULTS, FaultPlan, FaultRequest, alter, read_request
 from k2ray.sim.frames import Encoder, Form, split_frames
 from k2ray.sim.history import History
+from k2ray.sim.http import HttpRequest, HttpResponse
 from k2ray.sim.market import CHANNELS, Block, Channel, Market
 from k2ray.sim.pacing import BurstPacer, EvenPacer, Pacer
 from k2ray.sim.rest import MarketRest, answer_json, refuse
-from k2ray.sim.server import Connection, HttpRequest, HttpResponse, Server
+from k2ray.sim.server import Server
 from k2ray.sim.settings import Address, SimSettings
 from k2ray.sim.truth import Mark, TruthLog
 

@@ -19,11 +19,13 @@ import msgspec
 
 from k2ray.errors import BadInput
 from k2ray.sim.certificates import ensure_certificates
+from k2ray.sim.connection import Connection
 from k2ray.sim.faults import CONNECTION_FAULTS, read_request
 from k2ray.sim.frames import text_frame
+from k2ray.sim.http import HttpRequest, HttpResponse
 from k2ray.sim.market import STREAMS
 from k2ray.sim.rest import answer_info, answer_json, answer_time, refuse
-from k2ray.sim.server import Connection, HttpRequest, HttpResponse, Server
+from k2ray.sim.server import Server
 from k2ray.sim.settings import Address, SimSettings
 
 SETTLE_S = 0.2

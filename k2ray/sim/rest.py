@@ -15,8 +15,8 @@ import numpy as np
 
 from k2ray.errors import BadRequest
 from k2ray.sim.history import History
+from k2ray.sim.http import HttpRequest, HttpResponse
 from k2ray.sim.market import MATCH_LEAD_US, Channel, Market, decimal_text, split_symbol
-from k2ray.sim.server import HttpRequest, HttpResponse
 
 DEFAULT_LIMIT = 500
 MAX_LIMIT = 1000

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from k2ray.sim.history import History
+from k2ray.sim.http import HttpRequest
 from k2ray.sim.market import LOOP, MATCH_LEAD_US, Channel, Market
 from k2ray.sim.rest import MarketRest
-from k2ray.sim.server import HttpRequest
 
 NOW = 1_795_454_110_449_123
 STEP = 5_000
