@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvloop
 
 from benchmarks.report import report
 from k2ray.feed.session import FeedSession
@@ -95,7 +96,8 @@ def measure(
             }
         )
         ensure_topics(bootstrap, settings)
-        found = asyncio.run(feed(settings, folder, seconds))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as Ray's actors do
+            found = runner.run(feed(settings, folder, seconds))
     return {"transport": transport, "channels": "+".join(channels), "offered": round(rate * len(channels)), **found}
 
 
