@@ -110,6 +110,7 @@ class TableUpkeep:
         self._name = table_name
         self._clock = clock or SystemClock()
         self._catalog = catalog
+        self._owns_catalog = catalog is None
         self._leases = leases
         self._manifests: dict[int, frozenset[str]] = {}
         self._swept_s: float | None = None
@@ -127,6 +128,11 @@ class TableUpkeep:
             return self._step(self._catalog)
         except AWAY as error:
             raise CatalogUnavailable(f"upkeep of {self._name}: {error}") from error
+
+    def close(self) -> None:
+        """Leave."""
+        if self._catalog is not None and self._owns_catalog:
+            self._catalog.close()
 
     def _step(self, catalog: Catalog) -> UpkeepReport:
         for _ in range(COMMIT_ATTEMPTS):

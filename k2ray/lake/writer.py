@@ -92,6 +92,7 @@ class TableWriter:
         )
         self._letters: DeadLetters | None = None
         self._catalog = catalog
+        self._owns_catalog = catalog is None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"commit-{table_name}")
         self._world: World | None = None
         self._landing: Landing | None = None
@@ -193,6 +194,8 @@ class TableWriter:
         self._reader.close()
         if self._letters is not None:
             self._letters.close(CLOSE_TIMEOUT_S)
+        if self._catalog is not None and self._owns_catalog:
+            self._catalog.close()
 
     def _step(self, max_wait_s: float) -> StepReport:
         landed = self._collect()
