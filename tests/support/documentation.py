@@ -9,14 +9,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from k2ray.settings import Settings, _model_of
+from k2ray.settings import Settings
+from k2ray.settings.load import model_of
 
 
 def setting_rows(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """Return a Markdown table row for each setting below `model`, sections resolved."""
     rows = []
     for name, field in model.model_fields.items():
-        inner = _model_of(field.annotation)
+        inner = model_of(field.annotation)
         if inner is not None:
             rows.extend(setting_rows(inner, f"{prefix}{name}."))
         else:

@@ -1,34 +1,20 @@
-"""Settings: arguments, then `K2RAY_...` variables, then `k2ray.yaml`, read once at the start and passed on as values.
+"""The sections of the settings: their keys, defaults, bounds and meanings. docs/configuration.md repeats them.
 
-`load_settings` is the only reader of the environment. Unknown keys and sections are errors that name the nearest known
-one. `Settings.describe()` is the only form that is printed: secrets are masked. docs/configuration.md documents every key.
+Next: `load.py` fills them from arguments, environment and file.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import re
-import types
-import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from k2ray.errors import SettingsError
+from k2ray.settings.secrets import mask
 
 ENV_PREFIX = "K2RAY_"
-CONFIG_VARIABLE = "K2RAY_CONFIG"
-DEFAULT_CONFIG = Path("k2ray.yaml")
-MASK = "********"
-
-_SECRET_KEY = re.compile(r"password|secret|token|credential|access-key|api.?key|sasl\.", re.IGNORECASE)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -284,7 +270,7 @@ class Settings(BaseSettings):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain values with secrets masked: the only form to print or log."""
-        masked = _mask(self.model_dump(mode="json"))
+        masked = mask(self.model_dump(mode="json"))
         assert isinstance(masked, dict)
         return masked
 
@@ -301,173 +287,3 @@ class Settings(BaseSettings):
         return f"Settings({self.describe()})"
 
     __str__ = __repr__
-
-
-def load_settings(
-    config: Path | None = None,
-    *,
-    arguments: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Settings:
-    """Read the settings: `arguments` win over the environment, which wins over the file.
-
-    Args:
-        config: The YAML file; None takes `K2RAY_CONFIG`, else ./k2ray.yaml if it exists, else defaults alone.
-        arguments: Nested overrides, for example `{"api": {"port": 9000}}`.
-        environ: The environment; None takes the process's.
-
-    Raises:
-        SettingsError: Something is unknown or invalid; the message names it. Stop the start.
-    """
-    environ = os.environ if environ is None else environ
-    path, values = _read_file(config, environ)
-    variables: dict[tuple[str, ...], str] = {}
-    merged = _merge(values, _read_environment(environ, variables))
-    merged = _merge(merged, arguments or {})
-    try:
-        settings = Settings(**merged)
-    except ValidationError as error:
-        raise SettingsError(_explain(error, path, variables)) from None
-    base = path.parent.resolve() if path else Path.cwd()
-    return _with_absolute_paths(settings, base)
-
-
-def _read_file(config: Path | None, environ: Mapping[str, str]) -> tuple[Path | None, dict[str, Any]]:
-    path = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
-    if path is None:
-        if not DEFAULT_CONFIG.exists():
-            return None, {}
-        path = DEFAULT_CONFIG
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: is not valid YAML: {error}") from error
-    if loaded is None:
-        return path, {}
-    if not isinstance(loaded, dict):
-        raise SettingsError(f"{path}: must hold sections (`key: value`), not a {type(loaded).__name__}")
-    return path, loaded
-
-
-def _read_environment(environ: Mapping[str, str], variables: dict[tuple[str, ...], str]) -> dict[str, Any]:
-    """Nest `K2RAY_A__B=value`; fills `variables` with path -> the variable's name for error messages."""
-    nested: dict[str, Any] = {}
-    for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name == CONFIG_VARIABLE:
-            continue
-        path = tuple(part.lower() for part in name.removeprefix(ENV_PREFIX).split("__"))
-        variables[path] = name
-        level = nested
-        for part in path[:-1]:
-            level = level.setdefault(part, {})
-            if not isinstance(level, dict):
-                raise SettingsError(f"{name}: another variable sets its section as a whole")
-        level[path[-1]] = _parse_variable(name, environ[name])
-    return nested
-
-
-def _parse_variable(name: str, text: str) -> Any:
-    if text == "null":
-        return None
-    if text[:1] in {"[", "{"}:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"{name}: is not valid JSON ({error})") from None
-    return text
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            merged[key] = _merge(under, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _explain(error: ValidationError, path: Path | None, variables: Mapping[tuple[str, ...], str]) -> str:
-    lines = []
-    for item in error.errors():
-        location = tuple(str(part) for part in item["loc"])
-        variable = next((name for known, name in variables.items() if known[: len(location)] == location), None)
-        where = f"{variable} (setting {'.'.join(location)})" if variable else ".".join(location)
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown setting{_nearest(location)}"
-        elif item["type"] == "missing":
-            message = "is required"
-        elif not _is_secret(location):
-            message = f"{message}, got {item['input']!r}" if where and "got" not in message else message
-        lines.append(f"{where}: {message}" if where else message)
-    source = f" (file {path})" if path else ""
-    return f"settings{source}:\n  " + "\n  ".join(lines)
-
-
-def _nearest(location: tuple[str, ...]) -> str:
-    model = _model_at(location[:-1])
-    if model is None:
-        return ""
-    known = sorted(model.model_fields)
-    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-
-
-def _model_at(location: tuple[str, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] = Settings
-    for part in location:
-        field = model.model_fields.get(part)
-        inner = _model_of(field.annotation) if field else None
-        if inner is None:
-            return None
-        model = inner
-    return model
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in {types.UnionType, typing.Union}:
-        for option in typing.get_args(annotation):
-            found = _model_of(option)
-            if found:
-                return found
-    return None
-
-
-def _is_secret(location: tuple[str, ...]) -> bool:
-    return any(_SECRET_KEY.search(part) for part in location) or location[-1:] == ("uri",)
-
-
-def _mask(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _mask(inner, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_mask(inner, key) for inner in value]
-    if value is None:
-        return None
-    if _SECRET_KEY.search(key):
-        return MASK
-    if isinstance(value, str) and "@" in value and "://" in value:
-        parts = urlsplit(value)
-        if parts.password:
-            user = f"{parts.username}:{MASK}@{parts.hostname}" + (f":{parts.port}" if parts.port else "")
-            return urlunsplit(parts._replace(netloc=user))
-    return value
-
-
-def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
-    """Resolve relative paths against the config file's folder, whatever the working directory is later."""
-    changes: dict[str, Any] = {"data_dir": (base / settings.data_dir.expanduser()).resolve()}
-    if settings.tls.ca_file is not None:
-        ca_file = (base / settings.tls.ca_file.expanduser()).resolve()
-        changes["tls"] = settings.tls.model_copy(update={"ca_file": ca_file})
-    warehouse = settings.lake.warehouse
-    if warehouse is not None and "://" not in warehouse:
-        absolute = str((base / Path(warehouse).expanduser()).resolve())
-        changes["lake"] = settings.lake.model_copy(update={"warehouse": absolute})
-    return settings.model_copy(update=changes)
