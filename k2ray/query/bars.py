@@ -1,11 +1,11 @@
-"""OHLCV bars with exact sums: prices and quantities become whole numbers of their own last digit before they multiply.
+"""OHLCV bars with exact sums: prices and quantities are cut to their own digits before they multiply.
 
-decimal(38,18) times itself overflows, DuckDB divides decimals by 500 ns a value, and doubles are inexact. So:
+decimal(38,18) times itself overflows, doubles are inexact, and DuckDB takes 1,000 ns to cast a wide decimal to anything
+smaller, Arrow 90. So DuckDB finds open, high, low, close, volume and count, and the products are summed in Arrow:
 
-1. Most instruments have at most 8 decimals. Scale by 10**8 through a double, round to a whole number, and compare the
-   result, as a decimal, with the original: where they are equal for every row the whole numbers are exact.
-2. Instruments that fail the comparison are looked at again: their own scales are measured in the data, and if they add
-   up to 20 digits or less, decimals of those scales are multiplied (slow, exact).
+1. Most instruments have at most 8 decimals: Arrow's checked cast to 8 either loses nothing or says so.
+2. Instruments that it refuses are looked at again: their own scales are measured in the data, and if they add up to 20
+   digits or less, decimals of those scales are multiplied (slow, exact).
 3. What is left is multiplied as doubles, and its bars say `"exact": false`. Only vwap is affected: open, high, low,
    close, volume and count are exact always.
 
@@ -19,6 +19,7 @@ from dataclasses import replace
 from decimal import Context, Decimal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from k2ray.errors import QueryTooLarge
 from k2ray.model import DECIMAL, TIMESTAMP
@@ -27,7 +28,7 @@ from k2ray.query.database import Database
 from k2ray.query.files import Pinned
 from k2ray.query.plan import Slice
 from k2ray.query.request import BarsRequest, Selection
-from k2ray.query.scan import fetch_source, source_sql, where_sql
+from k2ray.query.scan import fetch_source, fold_source, source_sql, where_sql
 
 USUAL_SCALE = 8
 MAX_PRODUCT_SCALE = 20
@@ -48,6 +49,9 @@ BARS = pa.schema(
 
 _EXACTLY = Context(prec=100)
 _LAST_DIGIT = Decimal(1).scaleb(-18)
+
+_GROUP = ["exchange", "symbol", "bucket"]
+_NARROW = pa.decimal128(18, USUAL_SCALE)
 
 Instrument = tuple[str, str]
 
@@ -83,22 +87,21 @@ def bars_of(
         QueryTooLarge: A volume does not fit 20 digits before the point, or a limit of the database was hit.
     """
     reader = _Reader(database, pinned, request, part, limit, cursor)
-    product = f"{_whole('price')}::HUGEINT * {_whole('quantity')}"
-    same = f"coalesce({_same('price')} AND {_same('quantity')}, false)"
     try:
-        rows = reader.aggregate(selection, product, same)
+        rows = reader.aggregate(selection)
     except OverflowError:
-        try:
-            rows = reader.aggregate(selection, "0::HUGEINT", "false")
-        except OverflowError:
-            raise QueryTooLarge("a bar's volume has more than 20 digits; ask for a shorter interval") from None
+        raise QueryTooLarge("a bar's volume has more than 20 digits; ask for a shorter interval") from None
+    products = _Products()
+    if rows.num_rows:
+        reader.multiply(_narrowed(selection, rows["bucket"], request.interval_us), products)
+    instruments = list(zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True))
+    sums = products.sums()
     notionals = [
-        Decimal(value).scaleb(-2 * USUAL_SCALE, _EXACTLY) if exact else None
-        for value, exact in zip(rows["notional"].to_pylist(), rows["exact"].to_pylist(), strict=True)
+        None if instrument in products.refused else sums[*instrument, bucket]
+        for instrument, bucket in zip(instruments, rows["bucket"].to_pylist(), strict=True)
     ]
     vwaps = [_ratio(notional, volume) for notional, volume in zip(notionals, rows["volume"].to_pylist(), strict=True)]
     exact = [notional is not None for notional in notionals]
-    instruments = list(zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True))
     places: dict[Instrument, dict[int, int]] = {}
     for place, instrument in enumerate(instruments):
         if not exact[place]:
@@ -115,6 +118,52 @@ def bars_of(
     return pa.table([columns[name] for name in BARS.names], schema=BARS)
 
 
+class _Products:
+    """Exact sums of price times quantity by instrument and bucket, batch by batch.
+
+    Attributes:
+        refused: Instruments that have more digits than 8 after the point or 10 before it.
+    """
+
+    def __init__(self) -> None:
+        self.refused: set[Instrument] = set()
+        self._parts: list[pa.Table] = []
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add trades with exchange, symbol, bucket, price and quantity."""
+        rows = pa.Table.from_batches([batch])
+        try:
+            self._parts.append(_sum_products(rows))
+        except pa.ArrowInvalid:
+            for exchange, symbol in {*zip(rows["exchange"].to_pylist(), rows["symbol"].to_pylist(), strict=True)}:
+                mine = pc.and_(pc.equal(rows["exchange"], exchange), pc.equal(rows["symbol"], symbol))
+                try:
+                    self._parts.append(_sum_products(rows.filter(mine)))
+                except pa.ArrowInvalid:
+                    self.refused.add((exchange, symbol))
+
+    def sums(self) -> dict[tuple[str, str, int], Decimal]:
+        """Return (exchange, symbol, bucket) -> sum; those of refused instruments are not whole."""
+        if not self._parts:
+            return {}
+        whole = pa.concat_tables(self._parts).group_by(_GROUP).aggregate([("product", "sum")])
+        keys = zip(*(whole[name].to_pylist() for name in _GROUP), strict=True)
+        return dict(zip(keys, whole["product_sum"].to_pylist(), strict=True))
+
+
+def _sum_products(rows: pa.Table) -> pa.Table:
+    """Sum price times quantity by group.
+
+    Raises:
+        pa.ArrowInvalid: A number has more digits than `_NARROW` holds.
+    """
+    product = pc.multiply(rows["price"].cast(_NARROW), rows["quantity"].cast(_NARROW))
+    # 40 digits more than a product has: no sum of these overflows.
+    wide = product.cast(pa.decimal256(76, 2 * USUAL_SCALE))
+    grouped = rows.select(_GROUP).append_column("product", wide).group_by(_GROUP).aggregate([("product", "sum")])
+    return grouped.rename_columns({"product_sum": "product"})
+
+
 class _Reader:
     """The statements about one slice; they differ in how price and quantity are multiplied."""
 
@@ -129,8 +178,8 @@ class _Reader:
         self._limit = limit
         self._cursor = cursor
 
-    def aggregate(self, selection: Selection, product: str, same: str) -> pa.Table:
-        """Return bars with `bucket` (us), `notional` and `exact`.
+    def aggregate(self, selection: Selection) -> pa.Table:
+        """Return bars with `bucket` (us) and without vwap.
 
         Raises:
             OverflowError: A sum does not fit.
@@ -148,10 +197,10 @@ class _Reader:
                 SELECT exchange, symbol, bucket,
                     arg_min(price, moment) AS open, max(price) AS high,
                     min(price) AS low, arg_max(price, moment) AS close,
-                    sum(quantity) AS volume, sum(product) AS notional, bool_and(same) AS exact, count(*) AS count
+                    sum(quantity) AS volume, count(*) AS count
                 FROM (
                     SELECT exchange, symbol, {_bucket(self._interval_us)} AS bucket, price, quantity,
-                        (timestamp, source_sequence, price) AS moment, {product} AS product, {same} AS same
+                        (timestamp, source_sequence, price) AS moment
                     FROM {source_sql()} {_where(conditions)}
                 )
                 GROUP BY exchange, symbol, bucket
@@ -159,6 +208,15 @@ class _Reader:
             ORDER BY bucket {direction}, exchange {direction}, symbol {direction} LIMIT $limit
         """
         return fetch_source(self._database, self._pinned, statement, values, self._part)
+
+    def multiply(self, selection: Selection, products: _Products) -> None:
+        """Add up price times quantity of a selection's trades."""
+        conditions, values = where_sql(selection, self._part)
+        statement = f"""
+            SELECT exchange, symbol, {_bucket(self._interval_us)} AS bucket, price, quantity
+            FROM {source_sql()} {_where(conditions)}
+        """
+        fold_source(self._database, self._pinned, statement, values, self._part, products.add)
 
     def unusual(self, selection: Selection, instrument: Instrument) -> tuple[dict[int, Decimal | None], bool]:
         """Return bucket -> vwap of one instrument, and whether they are exact."""
@@ -200,14 +258,10 @@ def _ratio(notional: Decimal | None, volume: Decimal) -> Decimal | None:
     return _EXACTLY.divide(notional, volume).quantize(_LAST_DIGIT, context=_EXACTLY)
 
 
-def _whole(name: str) -> str:
-    """Return SQL of a decimal as a whole number of 10**-8, null if it does not fit (see step 1)."""
-    return f"TRY_CAST(round({name}::DOUBLE * 1e{USUAL_SCALE}) AS BIGINT)"
-
-
-def _same(name: str) -> str:
-    """Return SQL that says whether `_whole` lost nothing."""
-    return f"{_whole(name)}::DECIMAL(19,0) * 0.00000001::DECIMAL(18,18) = {name}"
+def _narrowed(selection: Selection, buckets: pa.ChunkedArray, interval_us: int) -> Selection:
+    """Return the selection of those trades alone whose bars were found within the limit."""
+    bounds = pc.min_max(buckets).as_py()
+    return replace(selection, start_us=bounds["min"], end_us=bounds["max"] + interval_us)
 
 
 def _bucket(interval_us: int) -> str:

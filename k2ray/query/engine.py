@@ -32,6 +32,8 @@ from k2ray.query.request import BarsRequest, RowsRequest, Selection
 from k2ray.query.scan import fetch_source, source_sql, where_sql
 from k2ray.settings import Settings
 
+# Bars need all rows of their time anyway: small first slices would only repeat the work of starting.
+FIRST_BARS_ROWS = 4_000_000
 # Rows without a sequence come before all others of their microsecond.
 NO_SEQUENCE = -(2**63)
 ID_COLUMN = {"trades": "trade_id", "quotes": "quote_id"}
@@ -121,7 +123,7 @@ class QueryEngine:
         wanted = request.limit + 1
         files = 0
         pruned = prune(self.snapshots.files(pinned, selection), selection)
-        for part in slices(pruned, request.order, align_us=request.interval_us):
+        for part in slices(pruned, request.order, FIRST_BARS_ROWS, request.interval_us):
             found = bars_of(self.database, pinned, request, selection, part, wanted, cursor)
             files += len(part.paths)
             parts.append(found)

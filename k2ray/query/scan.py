@@ -7,7 +7,7 @@ mapped by name; when columns get renamed, `source_sql` is the place for DuckDB's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -35,9 +35,29 @@ def fetch_source(
     Raises:
         OperatorNeeded: The table has delete files, which need a reader that applies them.
     """
+    return database.fetch(statement, {**values, "files": _files(pinned, part)})
+
+
+def fold_source(
+    database: Database,
+    pinned: Pinned,
+    statement: str,
+    values: Mapping[str, Any],
+    part: Slice,
+    take: Callable[[pa.RecordBatch], None],
+) -> None:
+    """Run a statement over one slice and hand over its rows batch by batch.
+
+    Raises:
+        OperatorNeeded: The table has delete files, which need a reader that applies them.
+    """
+    database.fold(statement, {**values, "files": _files(pinned, part)}, take)
+
+
+def _files(pinned: Pinned, part: Slice) -> list[str]:
     if pinned.has_deletes:
         raise OperatorNeeded("the table has delete files, which queries do not apply yet: rewrite its data files first")
-    return database.fetch(statement, {**values, "files": [literal_path(path) for path in part.paths]})
+    return [literal_path(path) for path in part.paths]
 
 
 def where_sql(selection: Selection, part: Slice) -> tuple[list[str], dict[str, Any]]:

@@ -259,6 +259,15 @@ def test_a_query_ends_at_its_time_limit(tmp_path: Path) -> None:
     slow.close()
 
 
+def test_a_query_read_in_batches_ends_at_its_time_limit(tmp_path: Path) -> None:
+    slow = database(tmp_path, timeout_s=0.2)
+    batches: list[int] = []
+    with pytest.raises(QueryTooLarge, match=r"ran longer than 0\.2 s"):
+        slow.fold("SELECT a.range FROM range(10000000) a, range(100000)", {}, lambda batch: batches.append(len(batch)))
+    assert batches
+    slow.close()
+
+
 def test_a_query_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None:
     small = database(tmp_path)
     with pytest.raises(QueryTooLarge, match="memory"):
