@@ -8,10 +8,7 @@ Steps, the same numbers in the body:
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +17,8 @@ from typing import Any
 from actors.names import wanted_actors
 from actors.wanted import Wanted, read_wanted, write_wanted
 from k2ray.cli.console import complain, say, step
-from k2ray.cli.down import stop_system
+from k2ray.cli.down import drain_actors
+from k2ray.cli.foreground import stay_up
 from k2ray.cli.system import System
 from k2ray.errors import K2rayError, OperatorNeeded, SettingsError, TryAgain
 from k2ray.lake.catalog import open_catalog
@@ -40,15 +38,12 @@ def up(config: Path | None, *, foreground: bool) -> None:
     Raises:
         K2rayError: A step failed; what had been started by this call is stopped again.
     """
+    if foreground:
+        stay_up(config)
+        return
     system = System.load(config)
-    stop = _catch_signals() if foreground else None
     with system.alone():
         _bring_up(system)
-    if stop is not None:
-        say("Running in the foreground; Ctrl-C drains and stops.")
-        stop.wait()
-        with system.alone():
-            stop_system(system)
 
 
 def _bring_up(system: System) -> None:
@@ -147,8 +142,6 @@ def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]],
     epoch = before.epoch + 1 if before is not None else 1
     write_wanted(layout.run, Wanted(epoch, settings.to_json(), actors, local_broker=local_broker))
     if not lives:
-        from k2ray.cli.down import drain_actors
-
         undo.append(("Stop actors", lambda: drain_actors(system)))
     edge.start_supervisor(layout.namespace, str(layout.root))
     deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
@@ -209,18 +202,3 @@ def _check_port(system: System) -> None:
 def _with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
     kafka = settings.kafka.model_copy(update={"bootstrap_servers": bootstrap})
     return settings.model_copy(update={"kafka": kafka})
-
-
-def _catch_signals() -> threading.Event:
-    """Let SIGINT and SIGTERM end the foreground in order; a signal during the start interrupts it."""
-    stop = threading.Event()
-    main = os.getpid()
-
-    def note(_number: int, _frame: object) -> None:
-        if stop.is_set() or os.getpid() != main:
-            raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-    return stop
