@@ -55,7 +55,7 @@ def run(folder: Path, commits: int) -> list[dict[str, Any]]:
             head = table.current_snapshot()
             assert head is not None
             metadata = Path(str(local_path(table.metadata_location)))
-            files = [file for file in (metadata.parent).iterdir()]
+            files = list(metadata.parent.iterdir())
             rows.append(
                 {
                     "commits": number + 1,
@@ -81,7 +81,9 @@ def main() -> None:
     commits = 250 if "--quick" in sys.argv else 2000
     with tempfile.TemporaryDirectory() as folder:
         rows = run(Path(folder), commits)
-    report("commit_history", rows, f"Windows of the last {WINDOW} commits; ratio to the first {WINDOW}. Aim: 2.5 at most.")
+    report(
+        "commit_history", rows, f"Windows of the last {WINDOW} commits; ratio to the first {WINDOW}. Aim: 2.5 at most."
+    )
 
 
 if __name__ == "__main__":

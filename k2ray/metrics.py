@@ -38,6 +38,22 @@ HTTP_SECONDS = Histogram(
 QUERY_ROWS = Counter("k2ray_query_rows", "Rows in answers.")
 QUERY_FILES = Counter("k2ray_query_files", "Data files read for answers.")
 
+# lake/writer.py
+COMMITTED_ROWS = Counter("k2ray_committed_rows", "Rows stored.", ["table"])
+DUPLICATE_ROWS = Counter("k2ray_duplicate_rows", "Rows dropped since they were stored or pending already.", ["table"])
+UNSTORABLE_RECORDS = Counter("k2ray_unstorable_records", "Records, or parts, sent to the dead letters.", ["table"])
+COMMIT_SECONDS = Histogram(
+    "k2ray_commit_seconds",
+    "Seconds from a batch's end to its snapshot.",
+    ["table"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+WRITER_LAG_TRADES = Gauge("k2ray_writer_lag_trades", "Rows in Kafka behind the writer's read position.", ["table"])
+OPEN_GAPS = Gauge("k2ray_open_gaps", "Missing id ranges that may still be filled.", ["table"])
+WORLDS_MOVED = Counter("k2ray_worlds_moved", "Times that somebody else had committed.", ["table"])
+OFFSET_JUMPS = Counter("k2ray_offset_jumps", "Holes and rewinds of the log that were recorded.", ["table", "kind"])
+LEDGER_EVENTS = Counter("k2ray_ledger_events", "Restarted ids, strays, holes given up.", ["table", "kind"])
+
 # actors/report.py
 ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["name"])
 ACTOR_FAILED = Gauge(

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from k2ray.errors import BadRecord
 from k2ray.lake.progress import Offset, PartitionKey
-from k2ray.ledger import Ledger
+from k2ray.ledger import Ledger, LedgerEvent
 from k2ray.log.consumer import LogRecord
 from k2ray.model import WIRE_SCHEMAS
 from k2ray.wire.codec import Seal, decode, encode_rows
@@ -62,6 +62,7 @@ class Batch:
         records: Records read.
         duplicates: Rows that the ledger had covered already.
         dead: Records and rows that cannot be stored.
+        events: What the ledger wants operators to know.
         event_times: Samples of live rows' event times, UTC microseconds.
         first_row_s: Monotonic time at which the first new row was read; None without rows.
         first_record_s: Monotonic time at which the first record was read; None without records.
@@ -74,6 +75,7 @@ class Batch:
     records: int = 0
     duplicates: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
+    events: list[LedgerEvent] = field(default_factory=list)
     event_times: list[np.ndarray] = field(default_factory=list)
     first_row_s: float | None = None
     first_record_s: float | None = None
@@ -175,6 +177,7 @@ class Intake:
             return
         decision = self.ledger.decide(key, rows)
         batch.duplicates += decision.duplicates
+        batch.events += decision.events
         if decision.space is not None:
             column = rows.schema.get_field_index("sequence_space")
             space = decision.space

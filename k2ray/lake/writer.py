@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pyiceberg.catalog import Catalog
 
+from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import K2rayError, WorldMoved
 from k2ray.lake.catalog import open_catalog
@@ -146,6 +147,7 @@ class TableWriter:
         except WorldMoved as moved:
             log.warning("the world moved, positioning anew", table=self._name, reason=str(moved))
             self._forget()
+            metrics.WORLDS_MOVED.labels(self._name).inc()
             self._update(worlds_moved=self._status.worlds_moved + 1)
             return StepReport()
         except OffsetLost as lost:
@@ -216,6 +218,7 @@ class TableWriter:
         records = self._reader.poll(wanted, patience_s)
         rows, duplicates = world.take(records, self._clock.monotonic_s()) if records else (0, 0)
         lag_trades, lag_s = world.reading.lag(self._lag, self._clock.now_us())
+        metrics.WRITER_LAG_TRADES.labels(self._name).set(lag_trades)
         self._update(
             records=self._status.records + len(records),
             duplicates=self._status.duplicates + duplicates,
@@ -264,6 +267,14 @@ class TableWriter:
     def _note_landed(self, landing: Landing, landed: Landed) -> None:
         now = self._clock.monotonic_s()
         batch = landing.batch
+        metrics.COMMITTED_ROWS.labels(self._name).inc(batch.rows)
+        metrics.DUPLICATE_ROWS.labels(self._name).inc(batch.duplicates)
+        metrics.UNSTORABLE_RECORDS.labels(self._name).inc(len(batch.dead))
+        metrics.COMMIT_SECONDS.labels(self._name).observe(now - landing.started_s)
+        metrics.OPEN_GAPS.labels(self._name).set(_open(landing.gaps))
+        for event in batch.events:
+            metrics.LEDGER_EVENTS.labels(self._name, event.kind).inc()
+            log.warning("ledger", table=self._name, **asdict(event))
         self._freshness.note(batch.event_times, self._clock.now_us())
         self._gaps = list(landing.gaps)
         self._last_commit_s = now
@@ -272,6 +283,7 @@ class TableWriter:
             rows_committed=self._status.rows_committed + batch.rows,
             rows_pending=self._status.rows_pending - batch.rows,
             dead_letters=self._status.dead_letters + len(batch.dead),
+            ledger_events=self._status.ledger_events + len(batch.events),
             commits=self._status.commits + 1,
             commit_s=now - landing.started_s,
             open_gaps=_open(self._gaps),
@@ -292,6 +304,8 @@ class TableWriter:
             rewinds=[str(rewind) for rewind in world.start.rewinds],
         )
         landed = landing.run(world.table, self._name, self._dead_letters, self._faults)
+        metrics.OFFSET_JUMPS.labels(self._name, "hole").inc(len(world.start.holes))
+        metrics.OFFSET_JUMPS.labels(self._name, "rewind").inc(len(world.start.rewinds))
         self._update(
             holes=self._status.holes + sum(hole.end - hole.start for hole in world.start.holes),
             rewinds=self._status.rewinds + len(world.start.rewinds),

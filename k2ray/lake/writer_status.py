@@ -45,6 +45,7 @@ class WriterStatus:
         lag_trades: Rows in Kafka behind the read position, estimated from the records' average size.
         lag_s: Age of the newest record read while there are more behind it, else 0.
         open_gaps: Missing id ranges that may still be filled.
+        ledger_events: Restarted ids, rows that fit no numbering, holes given up: what operators should know.
         freshness_p50_s: Half of the newest rows were younger than this when their commit landed.
         freshness_p99_s: And 99 % of them were younger than this.
         worlds_moved: Times that somebody else had committed and memory was dropped.
@@ -68,6 +69,7 @@ class WriterStatus:
     lag_trades: int = 0
     lag_s: float = 0.0
     open_gaps: int = 0
+    ledger_events: int = 0
     freshness_p50_s: float | None = None
     freshness_p99_s: float | None = None
     worlds_moved: int = 0

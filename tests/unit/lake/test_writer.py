@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from prometheus_client import REGISTRY
 
 from k2ray.clock import ManualClock
 from k2ray.errors import BrokerUnavailable, CatalogUnavailable, OperatorNeeded
@@ -481,3 +482,44 @@ def test_a_second_exchange_topic_that_appears_later_starts_at_its_beginning(desk
     )
     assert desk.writer(settings=settings).drain()
     assert desk.ids() == sorted([*range(12), *range(5)])
+
+
+def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
+    """Trap 27: consumer-lag metrics were never set."""
+
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, {"table": "trades", **labels}) or 0.0
+
+    names = ("committed_rows_total", "duplicate_rows_total", "unstorable_records_total", "worlds_moved_total")
+    before = {name: value(f"k2ray_{name}") for name in names}
+    jumps = {kind: value("k2ray_offset_jumps_total", kind=kind) for kind in ("hole", "rewind")}
+    restarts = value("k2ray_ledger_events_total", kind="space_opened")
+    seconds = value("k2ray_commit_seconds_count")
+    desk.log.publish(FIRST, trades([1, 2, 3, 7, 8]))
+    desk.log.publish(FIRST, trades([7, 8]))
+    desk.log.append(FIRST, b"junk", [])
+    zombie = desk.writer()
+    until(zombie, "rows_pending", 5)
+    assert desk.writer().drain()
+    assert value("k2ray_open_gaps") == 1
+    assert zombie.drain()
+    for name in names:
+        assert value(f"k2ray_{name}") > before[name], name
+    assert value("k2ray_commit_seconds_count") > seconds
+    slow = desk.writer(max_records=1)
+    for start in range(0, 1_000, 100):
+        desk.log.publish(FIRST, trades(range(start + 100, start + 200)))
+    until(slow, "records", 2)
+    assert value("k2ray_writer_lag_trades") > 0
+    desk.log.publish(FIRST, trades(range(1, 50), start_us=NOON_US + 3_600_000_000))
+    assert slow.drain()
+    assert value("k2ray_ledger_events_total", kind="space_opened") > restarts
+    desk.log.low[SECOND] = 0
+    del desk.log.partitions[FIRST][5:]
+    desk.writer().position()
+    for start in range(3_000, 3_300, 100):
+        desk.log.publish(FIRST, trades(range(start, start + 100)))
+    desk.log.low[FIRST] = 7
+    desk.writer().position()
+    for kind, count in jumps.items():
+        assert value("k2ray_offset_jumps_total", kind=kind) > count, kind
