@@ -17,7 +17,7 @@ its spaces. Lists of intervals are parallel; interval i covers (interval_lo[i], 
 | given_up | int64 | ids of holes given up; number 0: rows without a sequence so far |
 | interval_lo, interval_hi | list<int64> | covered ids |
 | first_id, first_us, last_us | list<int64> | first row, and event time of the last row (its id is interval_hi) |
-| mark_count | list<int32> | marks of each interval |
+| mark_count, mark_shift | list<int32> | marks of each interval; its rows that pass a multiple of 2**shift are marks |
 | mark_id, mark_us | list<int64> | marks (id, event time) of all intervals, one after the other; number 0: strays |
 | sealed_from, sealed_to | list<int64> | ranges (from, to] that are lost for good |
 | recent | list<string> | number 0: trade_id or quote_id of the newest rows without a sequence |
@@ -71,6 +71,7 @@ SCHEMA = pa.schema(
         ("first_us", _IDS),
         ("last_us", _IDS),
         ("mark_count", pa.list_(pa.int32())),
+        ("mark_shift", pa.list_(pa.int32())),
         ("mark_id", _IDS),
         ("mark_us", _IDS),
         ("sealed_from", _IDS),
@@ -198,6 +199,7 @@ def _rows_of(instrument: Instrument) -> list[dict[str, Any]]:
                 "first_us": intervals.first_us,
                 "last_us": intervals.last_us,
                 "mark_count": [len(of_interval) for of_interval in intervals.marks],
+                "mark_shift": intervals.shift,
                 "mark_id": [mark[0] for mark in marks],
                 "mark_us": [mark[1] for mark in marks],
                 "sealed_from": [low for low, _ in space.sealed],
@@ -221,6 +223,7 @@ def _read_row(instrument: Instrument, row: dict[str, Any]) -> None:
     intervals = space.intervals
     intervals.lo, intervals.hi = row["interval_lo"], row["interval_hi"]
     intervals.first_id, intervals.first_us, intervals.last_us = row["first_id"], row["first_us"], row["last_us"]
+    intervals.shift = row["mark_shift"]
     marks = list(zip(row["mark_id"], row["mark_us"], strict=True))
     bounds = [0]
     for count in row["mark_count"]:

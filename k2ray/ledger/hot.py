@@ -26,6 +26,7 @@ class HotIntervals:
         below_id: The box: ids below this.
         from_us: The box: event times from here,
         to_us: to here.
+        shift: The interval's, see `intervals.is_mark`.
         number: The space's number.
         space: Its index in the instrument.
         interval: The interval's index in the space.
@@ -39,6 +40,7 @@ class HotIntervals:
         "interval",
         "newest_us",
         "number",
+        "shift",
         "space",
         "taken",
         "to_us",
@@ -52,6 +54,7 @@ class HotIntervals:
         self.below_id = np.full(size, CLOSED, dtype=np.int64)
         self.from_us = np.zeros(size, dtype=np.int64)
         self.to_us = np.zeros(size, dtype=np.int64)
+        self.shift = np.zeros(size, dtype=np.int64)
         self.number = np.ones(size, dtype=np.int32)
         self.space = np.zeros(size, dtype=np.int32)
         self.interval = np.zeros(size, dtype=np.int32)
@@ -84,6 +87,7 @@ class HotIntervals:
         at = len(space.intervals) - 1  # live rows continue the top one
         self.end[slot], self.end_us[slot] = space.intervals.hi[at], space.intervals.last_us[at]
         self.newest_us[slot], self.number[slot] = space.newest_us, space.number
+        self.shift[slot] = space.intervals.shift[at]
         self.space[slot], self.interval[slot] = index, at
         box = continuing_box(instrument, index, at, params)
         if box is not None:

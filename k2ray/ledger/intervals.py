@@ -12,25 +12,29 @@ from bisect import bisect_left, bisect_right
 Point = tuple[int, int]
 """(id, event time in us) of a row."""
 
-MARK_SHIFT = 16
-"""A row whose ids (from, id] contain a multiple of 2**16 is a mark, however the log is cut into batches."""
+FIRST_SHIFT = 4
+"""The first interval marks rows whose ids (from, id] contain a multiple of 2**4, its shift; later ones fewer."""
 
 MARKS_KEPT = 64
-"""Past this many marks in an interval every second one is dropped: recent ids stay dense, old ones grow sparse."""
+"""Past this many marks an interval's shift grows with its span, and one mark stays for each multiple: always spread."""
 
 _LOW = -(1 << 63)
 _HIGH = 1 << 63
 
 
-def is_mark(start: int, row_id: int) -> bool:
-    """Tell whether the ids (start, row_id] contain a multiple of 2**16."""
-    return (start >> MARK_SHIFT) != (row_id >> MARK_SHIFT)
+def is_mark(start: int, row_id: int, shift: int) -> bool:
+    """Tell whether the ids (start, row_id] contain a multiple of 2**shift: never a question of batches."""
+    return (start >> shift) != (row_id >> shift)
+
+
+def _shift_for(span: int) -> int:
+    return (2 * span // MARKS_KEPT).bit_length()
 
 
 class Intervals:
     """Covered ids of one space. All lists are parallel, one item an interval, sorted by id."""
 
-    __slots__ = ("first_id", "first_us", "hi", "last_us", "lo", "marks")
+    __slots__ = ("first_id", "first_us", "hi", "last_us", "lo", "marks", "shift")
 
     def __init__(self) -> None:
         self.lo: list[int] = []
@@ -39,6 +43,7 @@ class Intervals:
         self.first_us: list[int] = []
         self.last_us: list[int] = []
         self.marks: list[list[Point]] = []
+        self.shift: list[int] = []
 
     def __len__(self) -> int:
         return len(self.lo)
@@ -49,6 +54,7 @@ class Intervals:
         other.lo, other.hi = self.lo[:], self.hi[:]
         other.first_id, other.first_us, other.last_us = self.first_id[:], self.first_us[:], self.last_us[:]
         other.marks = [marks[:] for marks in self.marks]
+        other.shift = self.shift[:]
         return other
 
     def find(self, row_id: int) -> int:
@@ -103,8 +109,8 @@ class Intervals:
     def add(self, start: int, row_id: int, time_us: int, step_us: int) -> None:
         """Cover (start, row_id] by a row whose own id is not covered; join what it touches.
 
-        Where intervals join whose edges are more than `step_us` apart in time, the edges become marks: perhaps only one
-        of them belongs here, and the other's rows must not count as repeated.
+        Where rows that are more than `step_us` apart in time become neighbours, they become marks: perhaps only one of
+        them belongs here (an unseen restart), and rows that belong beside the other must not count as repeated.
         """
         point = (row_id, time_us)
         low = bisect_left(self.hi, start)  # the first interval that ends at or above the range's start
@@ -115,19 +121,26 @@ class Intervals:
             self.first_id.insert(low, row_id)
             self.first_us.insert(low, time_us)
             self.last_us.insert(low, time_us)
-            self.marks.insert(low, [point] if is_mark(start, row_id) else [])
+            shift = max(FIRST_SHIFT, _shift_for(self.hi[-1] - self.lo[0]))
+            self.marks.insert(low, [point] if is_mark(start, row_id, shift) else [])
+            self.shift.insert(low, shift)
             return
-        edges = [point] if is_mark(start, row_id) else []
+        self.shift[low] = max(self.shift[low : high + 1])
+        edges = [point] if is_mark(start, row_id, self.shift[low]) else []
         for index in range(low, high):
             if abs(self.first_us[index + 1] - self.last_us[index]) > step_us:
                 edges += [(self.hi[index], self.last_us[index]), point]
                 edges.append((self.first_id[index + 1], self.first_us[index + 1]))
         if self.hi[low] > row_id:
+            if low == high and abs(time_us - self.first_us[low]) > step_us:
+                edges = [point, (self.first_id[low], self.first_us[low])]
             self.first_id[low], self.first_us[low] = point
         self.lo[low] = min(self.lo[low], start)
         if self.hi[high] > row_id:
             self.hi[low], self.last_us[low] = self.hi[high], self.last_us[high]
         else:
+            if low == high and abs(time_us - self.last_us[low]) > step_us:
+                edges = [(self.hi[low], self.last_us[low]), point]
             self.hi[low], self.last_us[low] = point
         marks = self.marks[low]
         for index in range(low + 1, high + 1):
@@ -144,25 +157,35 @@ class Intervals:
         self.hi[index] = row_id
         self.last_us[index] = time_us
 
-    def mark(self, index: int, point: Point) -> None:
-        """Remember a row at the interval's end."""
-        self.marks[index].append(point)
-        self._thin(index)
+    def mark(self, index: int, start: int, row_id: int, time_us: int) -> None:
+        """Remember a row that has just continued the interval, if it is a mark."""
+        if is_mark(start, row_id, self.shift[index]):
+            self.marks[index].append((row_id, time_us))
+            self._thin(index)
 
     def join_lowest(self) -> tuple[int, int]:
         """Cover the lowest hole without rows; return it as (from, to]."""
         hole = (self.hi[0], self.lo[1])
         self.hi[0], self.last_us[0] = self.hi[1], self.last_us[1]
         self.marks[0].extend(self.marks[1])
+        self.shift[0] = max(self.shift[:2])
         self._thin(0)
         self._drop(1, 2)
         return hole
 
     def _thin(self, index: int) -> None:
-        while len(self.marks[index]) > MARKS_KEPT:
-            self.marks[index] = self.marks[index][::2]
+        if len(self.marks[index]) <= MARKS_KEPT:
+            return
+        span = self.hi[index] - self.lo[index]
+        # By the span alone: edges that crowd together must not cost the rest of the interval its marks.
+        shift = self.shift[index] = max(self.shift[index], _shift_for(span))
+        kept: list[Point] = []
+        for mark in self.marks[index]:
+            if not kept or is_mark(kept[-1][0], mark[0], shift):
+                kept.append(mark)
+        self.marks[index] = kept
 
     def _drop(self, start: int, end: int) -> None:
         if start < end:
-            for column in (self.lo, self.hi, self.first_id, self.first_us, self.last_us, self.marks):
+            for column in (self.lo, self.hi, self.first_id, self.first_us, self.last_us, self.marks, self.shift):
                 del column[start:end]

@@ -22,7 +22,6 @@ from k2ray.errors import BadRecord
 from k2ray.ledger.columns import Columns, Key, SlotReader
 from k2ray.ledger.gaps import Gap, missing, seal_range
 from k2ray.ledger.hot import HotIntervals
-from k2ray.ledger.intervals import MARK_SHIFT
 from k2ray.ledger.params import LedgerParams
 from k2ray.ledger.runs import judge_rows
 from k2ray.ledger.spaces import Instrument, LedgerEvent, space_name
@@ -255,6 +254,7 @@ class Ledger:
         tails = np.concatenate((heads[1:], [rows])) - 1
         last, oldest, newest = row_id[tails], np.minimum.reduceat(time_us, heads), np.maximum.reduceat(time_us, heads)
         certain = (last < hot.below_id[group]) & (oldest >= hot.from_us[group]) & (newest <= hot.to_us[group])
+        certain &= newest - np.minimum(oldest, hot.end_us[group]) <= self.params.step_us
         keep = np.ones(rows, dtype=np.bool_)
         if fits.all() and certain.all():
             sure, doubtful = np.arange(len(heads)), []
@@ -266,9 +266,10 @@ class Ledger:
         hot.end[continued], hot.end_us[continued] = last[sure], time_us[tails[sure]]
         hot.newest_us[continued] = np.maximum(hot.newest_us[continued], newest[sure])
         hot.taken[continued] += tails[sure] - heads[sure] + 1
-        marked = np.flatnonzero((start ^ row_id) >> MARK_SHIFT)
-        if len(marked):
-            self._mark(marked, slot, row_id, time_us, set(group[doubtful].tolist()))
+        marked = sure[((start[heads[sure]] ^ last[sure]) >> hot.shift[continued]) != 0]
+        for index in marked.tolist():
+            part = slice(int(heads[index]), int(tails[index]) + 1)
+            self._mark(int(group[index]), start[part], row_id[part], time_us[part])
         number = hot.number[slot] if (hot.number[continued] != 1).any() else None
         for index in doubtful:
             part = slice(int(heads[index]), int(tails[index]) + 1)
@@ -283,19 +284,14 @@ class Ledger:
         return _in_order(keep, order), None if number is None else _in_order(number, order)
 
     def _mark(
-        self,
-        marked: npt.NDArray[np.intp],
-        slot: npt.NDArray[np.int32],
-        row_id: npt.NDArray[np.int64],
-        time_us: npt.NDArray[np.int64],
-        doubtful: set[int],
+        self, slot: int, start: npt.NDArray[np.int64], row_id: npt.NDArray[np.int64], time_us: npt.NDArray[np.int64]
     ) -> None:
-        """Remember the marks among rows that continued hot intervals."""
-        for row in marked.tolist():
-            at = int(slot[row])
-            if at not in doubtful:
-                space = self._owned(at).spaces[int(self._hot.space[at])]
-                space.intervals.mark(int(self._hot.interval[at]), (int(row_id[row]), int(time_us[row])))
+        """Remember the marks among an instrument's rows that continued its hot interval."""
+        at = int(self._hot.interval[slot])
+        intervals = self._owned(slot).spaces[int(self._hot.space[slot])].intervals
+        for row in np.flatnonzero((start ^ row_id) >> intervals.shift[at]).tolist():
+            intervals.mark(at, int(start[row]), int(row_id[row]), int(time_us[row]))
+        self._hot.shift[slot] = intervals.shift[at]
 
     def _decide_mixed(
         self, rows: pa.RecordBatch | pa.Table, columns: Columns, events: list[LedgerEvent]

@@ -16,6 +16,7 @@ class LedgerParams:
         proves_gaps: Ids step by one, so a hole between intervals is a gap. Otherwise (quotes) holes prove nothing.
         tolerance_us: How far event times of neighbouring ids may be out of order, and how far the times of one row may
             differ between two connections.
+        step_us: Neighbouring ids so far apart in time are remembered: an unseen restart may lie between them.
         slack_ids: Ids may run ahead of their neighbours by so many at once; also the widest range that one row covers.
         ids_per_s: And by so many more a second of event time. What is further ahead is absurd (a poisoned id): it never
             enters the space, so it can open no absurd gap there.
@@ -31,6 +32,7 @@ class LedgerParams:
 
     proves_gaps: bool = True
     tolerance_us: int = 2 * SECOND_US
+    step_us: int = 60 * SECOND_US
     slack_ids: int = 1_000_000
     ids_per_s: int = 250_000
     hole_age_us: int = 24 * HOUR_US
@@ -52,5 +54,5 @@ class LedgerParams:
             table: `trades` or `quotes`.
         """
         if table == "quotes":
-            return cls(proves_gaps=False, tolerance_us=60 * SECOND_US)
+            return cls(proves_gaps=False, tolerance_us=60 * SECOND_US, step_us=1_800 * SECOND_US)
         return cls()

@@ -231,6 +231,7 @@ def _continued(
         before[0] = intervals.last_us[found]
         before[1:] = times[:-1]
         fits = (times >= before - params.tolerance_us) & (times >= box.from_us) & (times <= box.to_us)
+        fits &= np.abs(times - before) <= params.step_us
         if not fits.all():
             end = at + int(np.argmin(fits))
             if end == at:
@@ -243,9 +244,10 @@ def take(instrument: Instrument, index: int, found: int, start: Int64s, row_id: 
     """Let rows that were found certain continue the interval `found` of the space `index`."""
     space = instrument.spaces[index]
     space.intervals.extend(found, int(row_id[-1]), int(time_us[-1]))
-    if is_mark(int(start[0]), int(row_id[-1])):
-        for row in np.flatnonzero(((start ^ row_id) >> 16) != 0).tolist():
-            space.intervals.mark(found, (int(row_id[row]), int(time_us[row])))
+    shift = space.intervals.shift[found]
+    if is_mark(int(start[0]), int(row_id[-1]), shift):
+        for row in np.flatnonzero((start ^ row_id) >> shift).tolist():
+            space.intervals.mark(found, int(start[row]), int(row_id[row]), int(time_us[row]))
     space.newest_us = max(space.newest_us, int(time_us.max()))
     space.rows += len(row_id)
     instrument.hot = index

@@ -259,7 +259,7 @@ class Instrument:
         self, index: int, start: int, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]
     ) -> None:
         space = self.spaces[index]
-        space.intervals.add(start, row_id, time_us, 2 * params.tolerance_us)
+        space.intervals.add(start, row_id, time_us, FOREVER if self.timeless else params.step_us)
         space.newest_us = max(space.newest_us, time_us)
         space.rows += 1
         self.hot = index

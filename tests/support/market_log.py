@@ -1,7 +1,7 @@
 """A random market log with its truth: what exchanges, feeds, spools, backfill and files do to one partition.
 
-`market_log(seed, table)` invents instruments whose ids restart, lets two feeds see them (each with outages, a spool that
-is replayed late, stalls, reordered and repeated rows), adds backfill and a file of the past, and poisoned rows. `judge`
+`market_log(seed, table)` invents instruments whose ids restart, lets two feeds see them (each with outages, a spool
+that is replayed late, reordered and repeated rows), adds backfill, a file of the past and poisoned rows. `judge`
 compares what a ledger decided with the truth.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -172,7 +172,7 @@ def market_log(seed: int, table: str = "trades", poison: bool = True) -> tuple[l
     """Return a random log of a few instruments and the parameters for it."""
     rng = random.Random(seed)
     defaults = LedgerParams.for_table(table)
-    params = LedgerParams(proves_gaps=defaults.proves_gaps, tolerance_us=defaults.tolerance_us, openings_per_hour=1_000)
+    params = replace(defaults, openings_per_hour=1_000)
     arrivals: list[tuple[float, int, Row]] = []
     for symbol in ("BTCUSDT", "ETHUSDT", "THIN")[: rng.randint(1, 3)]:
         arrivals += _instrument(rng, symbol, rng.choice(("", "", "agg")), table, params, poison)
@@ -215,7 +215,7 @@ def _truth(rng: random.Random, symbol: str, base: str, table: str, tolerance_us:
             shift = rng.randint(-jitter, jitter)
             truth.append(Row(symbol, base, epoch, row_id, row_id - 1, clock + shift))
             row_id += 1 if table == "trades" else rng.choice((1, 1, 2, 5, 30))
-        clock += round(rng.uniform(3, 60) * tolerance_us)
+        clock += round(rng.choice((rng.uniform(0.5, 2), rng.uniform(2, 60))) * tolerance_us)
     return truth
 
 
