@@ -86,7 +86,7 @@ def main() -> None:
         {
             "step": "all",
             "cpu_s_per_million": round(total, 3),
-            "wall_s_per_million": "",
+            "wall_s_per_million": round(sum(line["wall_s_per_million"] for line in lines if line["step"][0] != " "), 3),
             "rows_per_cpu_s": round(1e6 / total),
         }
     )
