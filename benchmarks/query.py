@@ -31,6 +31,7 @@ SYMBOLS = [f"SYM{number:02d}USDT" for number in range(20)]
 DAYS = 5
 SYMBOL = SYMBOLS[7]
 HOUR_US = 3_600_000_000
+NOTES = "one client; 20 symbols over 5 days; engine: with JSON; cpu_ms of Serve is the client's alone"
 
 
 def file_of(first: int, rows: int, step_us: float) -> pa.Table:
@@ -176,11 +177,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1 million rows, 30 questions of each kind, no HTTP")
     parser.add_argument("--http", action="store_true", help="also through Ray Serve")
+    parser.add_argument("--data", help="only these datasets, with + between, such as 1M+10M")
     parser.add_argument("--times", type=int, default=200, help="questions of each kind")
     arguments = parser.parse_args()
     datasets = {"1M": (1_000_000, 20), "10M": (10_000_000, 200), "10M, small files": (10_000_000, 2_000)}
     if arguments.quick:
         datasets = {"1M": datasets["1M"]}
+    if arguments.data:
+        datasets = {name: datasets[name] for name in arguments.data.split("+")}
     times = 30 if arguments.quick else arguments.times
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -197,9 +201,7 @@ def main() -> None:
             if arguments.http:
                 with served(tables) as client:
                     rows += measure(name, "Serve", through_http(client), times)
-    report(
-        "query", rows, "one client; 20 symbols over 5 days; engine: with JSON; cpu_ms of Serve is the client's alone"
-    )
+            report("query", rows, NOTES)
 
 
 if __name__ == "__main__":
