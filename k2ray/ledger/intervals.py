@@ -176,7 +176,7 @@ class Intervals:
     def _thin(self, index: int) -> None:
         if len(self.marks[index]) <= MARKS_KEPT:
             return
-        span = self.hi[index] - self.lo[index]
+        span = self.marks[index][-1][0] - self.lo[index]
         # By the span alone: edges that crowd together must not cost the rest of the interval its marks.
         shift = self.shift[index] = max(self.shift[index], _shift_for(span))
         kept: list[Point] = []

@@ -153,6 +153,8 @@ class Ledger:
         instrument = self._owned(slot)
         if number > len(instrument.spaces) or number < 1:
             return 0
+        instrument.spaces[number - 1].settle(self.params)
+        self._hot.load(slot, instrument, self.params)
         return seal_range(instrument.spaces[number - 1], seal.sequence_from, seal.sequence_to)
 
     def gaps(self) -> list[Gap]:

@@ -55,6 +55,8 @@ def continuing_box(instrument: Instrument, index: int, at: int, params: LedgerPa
         to_us = min(to_us, upper_us + tolerance)
         if over > 0:
             to_us = min(to_us, upper_us - over * SECOND_US // params.ids_per_s - 1)
+    if not params.proves_gaps and len(intervals) > 1:
+        to_us = min(to_us, intervals.first_us[1] + params.hole_age_us)  # past it the lowest hole is joined first
     if instrument.strays:
         from_us = max(from_us, max(instrument.strays.values()) + tolerance + 1)
     end, end_us = intervals.hi[at], intervals.last_us[at]
@@ -154,8 +156,7 @@ def _judge_block(
     """Decide as many rows from `at` on as are certain; return where it stopped."""
     first, first_start = int(row_id[at]), int(start[at])
     for index, space in enumerate(instrument.spaces):
-        if not params.proves_gaps:
-            space.settle(params)
+        space.settle(params)
         intervals = space.intervals
         found = intervals.find(first)
         if found < 0:

@@ -125,7 +125,11 @@ class Space:
     def settle(self, params: LedgerParams) -> None:
         """Join holes that prove nothing and are older than the longest spool."""
         intervals = self.intervals
-        while len(intervals) > 1 and intervals.first_us[1] + params.hole_age_us < self.newest_us:
+        while (
+            not params.proves_gaps
+            and len(intervals) > 1
+            and intervals.first_us[1] + params.hole_age_us < self.newest_us
+        ):
             intervals.join_lowest()
 
 
@@ -185,9 +189,8 @@ class Instrument:
         self, start: int, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]
     ) -> tuple[bool, int]:
         """Decide one row that covers (start, row_id]: whether it is new, and the number of its space."""
-        if not params.proves_gaps:
-            for space in self.spaces:
-                space.settle(params)
+        for space in self.spaces:
+            space.settle(params)
         if self.strays and abs(self.strays.get(row_id, FOREVER) - time_us) <= params.tolerance_us:
             return False, STRAY
         index, distance = self._choose(start, row_id, time_us, params)

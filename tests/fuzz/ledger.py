@@ -1,8 +1,8 @@
 """The ledger's simulation for as long as wanted: `python -m tests.fuzz.ledger --runs 1000 --seed 0`.
 
 Each run invents a market log of trades and one of quotes, decides it in random batches, and compares with the truth;
-then again in other batches with restarts in between, and compares the decisions and the ledgers' bytes. The first failure
-ends it with exit status 1 and says how to run that seed again.
+then again in other batches with restarts in between, and compares the decisions and the ledgers' bytes. The first
+failure ends it with exit status 1 and says how to run that seed again.
 """
 
 from __future__ import annotations
