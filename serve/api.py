@@ -20,7 +20,7 @@ from k2ray.settings import Settings
 from serve import problems
 from serve.market import market_routes
 from serve.meter import Meter
-from serve.status import SystemStatus, status_routes
+from serve.status import ActorMetrics, SystemStatus, status_routes
 from serve.work import Workers
 
 QUERY_THREADS = 4  # DuckDB's own threads do the work; these wait for it and write the answers
@@ -64,12 +64,13 @@ class Engine:
                 self._opened = None
 
 
-def build_api(settings: Settings, status: SystemStatus) -> FastAPI:
+def build_api(settings: Settings, status: SystemStatus, actor_metrics: ActorMetrics = dict) -> FastAPI:
     """Return the FastAPI app; knows nothing of Serve.
 
     Args:
         settings: Catalog, warehouse and limits.
         status: Returns the supervisor's view of the system; blocking.
+        actor_metrics: Returns all actors' metrics as text; blocking.
     """
     engine = Engine(settings)
     queries = Workers("query", QUERY_THREADS, QUERIES_WAITING)
@@ -90,6 +91,6 @@ def build_api(settings: Settings, status: SystemStatus) -> FastAPI:
     )
     problems.install(api)
     api.include_router(market_routes(engine.get, queries))
-    api.include_router(status_routes(engine.check_tables, status, checks))
+    api.include_router(status_routes(engine.check_tables, status, checks, actor_metrics))
     api.add_middleware(Meter)
     return api

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from actors.supervisor import system_status
+from actors.supervisor import system_metrics, system_status
 from k2ray.errors import SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs
@@ -39,7 +39,11 @@ class MarketApi:
     def __serve_build_asgi_app__(self) -> FastAPI:
         layout = DataDir(self._settings.data_dir)
         configure_logs(layout.logs, f"api-{serve.get_replica_context().replica_id.unique_id}")
-        return build_api(self._settings, lambda: system_status(layout.namespace, STATUS_TIMEOUT_S))
+        return build_api(
+            self._settings,
+            lambda: system_status(layout.namespace, STATUS_TIMEOUT_S),
+            lambda: system_metrics(layout.namespace, STATUS_TIMEOUT_S),
+        )
 
     async def check_health(self) -> None:
         """Answer Serve's health question from the event loop: work in threads never delays it."""

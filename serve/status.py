@@ -7,6 +7,7 @@ somebody keeps the writers alive: the catalog is readable, every table exists, t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,21 +17,29 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from actors.exposition import merge_metrics
 from k2ray.errors import K2rayError, TryAgain
 from serve.parameters import read_query
 from serve.problems import describe
 from serve.work import Workers
 
 SystemStatus = Callable[[], dict[str, Any]]
+ActorMetrics = Callable[[], dict[str, str]]
 
 
-def status_routes(check_tables: Callable[[], None], system_status: SystemStatus, workers: Workers) -> APIRouter:
+def status_routes(
+    check_tables: Callable[[], None],
+    system_status: SystemStatus,
+    workers: Workers,
+    actor_metrics: ActorMetrics = dict,
+) -> APIRouter:
     """Return the routes.
 
     Args:
         check_tables: Returns if every table can be read, else raises `TryAgain`; blocking.
         system_status: Returns the supervisor's view, else raises `TryAgain`; blocking.
         workers: Threads of their own, so that long queries do not make a replica look dead.
+        actor_metrics: Returns actor -> its metrics as text, else raises `TryAgain`; blocking.
     """
     router = APIRouter(tags=["status"])
 
@@ -52,9 +61,13 @@ def status_routes(check_tables: Callable[[], None], system_status: SystemStatus,
         is_ready = all(state == "ok" for state in checks)
         return _json({"ready": is_ready, **parts}, 200 if is_ready else 503)
 
-    @router.get("/metrics", summary="This replica's metrics for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="This replica's and all actors' metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        texts = {}
+        with contextlib.suppress(TryAgain):  # without a supervisor there is still this replica
+            texts = await workers.run(actor_metrics)
+        merged = merge_metrics({**texts, "api": generate_latest().decode()})
+        return Response(merged, media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -221,8 +221,8 @@ async def test_a_large_answer_comes_in_chunks(client: httpx.AsyncClient, monkeyp
 async def test_every_metric_of_the_api_moves(client: httpx.AsyncClient) -> None:
     """TRAPS 27: metrics were never set."""
     names = (
-        'k2ray_http_requests_total{route="/v1/trades",status="200"}',
-        'k2ray_http_seconds_count{route="/v1/trades"}',
+        'k2ray_http_requests_total{actor="api",route="/v1/trades",status="200"}',
+        'k2ray_http_seconds_count{actor="api",route="/v1/trades"}',
         "k2ray_query_rows_total",
         "k2ray_query_files_total",
     )
