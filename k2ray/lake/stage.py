@@ -35,7 +35,10 @@ from k2ray.lake.commit import Faults, no_faults
 from k2ray.lake.durable import AWAY
 from k2ray.model import table_schema
 
-ROWS_PER_GROUP = 65_536
+ROWS_PER_GROUP = 16_384
+"""A question about one symbol decodes whole row groups: at a quarter of 65,536 a day's bars took less than half the CPU,
+and staging no more. At 8,192 staging took a third more."""
+
 DAY_US = 86_400_000_000
 
 # Ids and times step by little in a sorted file; prices and repeated strings are better off as dictionaries.
