@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from actors import edge
 from actors.names import SUPERVISOR
-from tests.support.arena import Arena, broker_pid, fresh_arena, rival, standing_arena
+from tests.support.arena import Arena, broker_pid, fresh_arena, replica_pids, rival, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import start_sim
 
 RATE = 3_000
+
+API = f"chaos-{os.getpid()}"
 
 FEED, WRITER = "feed:binance:0", "writer:trades"
 
@@ -181,6 +184,38 @@ FRESH_POINTS = {
     "after_commit": False,
 }
 """Where the writer of a brand-new table is killed, on its way to the very first rows; whether in `make test`."""
+
+
+@pytest.fixture(scope="module")
+def api(arena: Arena, free_port: Callable[[], int]) -> Iterator[str]:
+    from ray import serve
+
+    from serve.app import app
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app({"settings": arena.settings.to_json()}), name=API, route_prefix="/", blocking=False)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.mark.chaos_full
+def test_a_killed_serve_replica_is_replaced_and_answers_the_same(arena: Arena, api: str) -> None:
+    question = {"symbols": "BTCUSDT", "limit": 100}
+
+    def ask() -> Any:
+        try:
+            answer = httpx.get(f"{api}/v1/trades", params=question, timeout=10)
+        except httpx.HTTPError:
+            return None
+        return answer.json()["data"] if answer.status_code == 200 else None
+
+    before = eventually(ask, "it answers", timeout_s=60)
+    (pid,) = replica_pids(API)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: replica_pids(API) not in ([], [pid]), "a new replica runs", timeout_s=60)
+    assert eventually(ask, "it answers again", timeout_s=60) == before
+    assert all(verdict.exact for verdict in arena.verify())
 
 
 def marked(name: str, value: Any, quick: bool) -> Any:

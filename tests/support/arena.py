@@ -313,12 +313,12 @@ def broker_pid(arena: Arena) -> int:
     return address.pid
 
 
-def replica_pids(arena: Arena) -> list[int]:
-    """Return the pids of Serve's replicas below the session's Ray."""
+def replica_pids(application: str) -> list[int]:
+    """Return the pids of a Serve application's replicas."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ServeReplica"):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::ServeReplica:{application}"):
                 found.append(process.pid)
     return found
 
