@@ -25,6 +25,8 @@ Key = tuple[str, str, str]
 KEYS = ("exchange", "symbol", "sequence_space")
 NUMBERS = ("source_sequence", "timestamp", SEQUENCE_FROM)
 MAPPINGS_KEPT = 256
+LOWEST = -(1 << 63) + 1
+"""The lowest id, so that the range of a poisoned row can start below it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class SlotReader:
                 else (ids.is_null().to_numpy())
             )
             ids = pc.fill_null(ids, 0)
-        row_id = _int64(ids)
+        row_id = np.maximum(_int64(ids), LOWEST)
         if starts.null_count == len(starts):
             start = row_id - 1
         else:

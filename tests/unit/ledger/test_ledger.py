@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k2ray.errors import BadRecord
-from k2ray.ledger import Ledger, LedgerParams, encode_ledger
+from k2ray.ledger import Ledger, LedgerParams, decode_ledger, encode_ledger
 from k2ray.wire.codec import Seal
 from tests.support.market_log import PARTITION, SECOND, Row, batch_of
 
@@ -184,6 +184,15 @@ def test_poisoned_id_does_not_blow_up_memory_or_end_the_numbering() -> None:
     assert [event.kind for event in decision.events] == ["space_opened"] * 3
     assert ledger.gaps() == []
     assert not ledger.decide(PARTITION, batch_of(live)).keep.any()
+
+
+def test_ids_at_the_ends_of_int64_are_rows_like_others() -> None:
+    ledger = Ledger()
+    ends = [trade(-(2**63) + 2, 1), trade(2**63 - 1, 2), trade(2**62, 3), trade(-(2**62), 4)]
+    decision = ledger.decide(PARTITION, batch_of([trade(1), *ends, trade(2), trade(3)]))
+    assert decision.keep.all()
+    assert not any(decide(ledger, trade(1), *ends, trade(2)))
+    assert encode_ledger(decode_ledger(encode_ledger(ledger, {}))[0], {}) == encode_ledger(ledger, {})
 
 
 def test_rows_that_fit_nowhere_are_kept_and_recognised_while_openings_are_limited() -> None:
