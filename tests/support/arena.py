@@ -39,7 +39,9 @@ from tests.support.sim import Sim
 
 CHANNEL_OF = {"trades": "trade", "quotes": "bookTicker"}
 
-SUPERVISION = {"health_interval_s": 0.5, "health_timeout_s": 10, "start_timeout_s": 60, "drain_timeout_s": 20}
+# Far more crashes than in any honest minute: they are ours, so nobody is given up for them.
+CRASHES = {"crash_loop_restarts": 1_000, "backoff_max_s": 1}
+SUPERVISION = {"health_interval_s": 0.5, "health_timeout_s": 10, "start_timeout_s": 60, "drain_timeout_s": 20} | CRASHES
 
 
 @dataclass(frozen=True)
