@@ -80,9 +80,9 @@ class Reconciler:
         for logical, child in self._children.items():
             child.wanted = logical in wanted
 
-    def stop(self) -> None:
-        """Drain everything, stage by stage, and start nothing any more."""
-        self.stopping = True
+    def stop(self, stopping: bool = True) -> None:
+        """Drain everything, stage by stage, and start nothing; False takes that back (`up` after half a `down`)."""
+        self.stopping = stopping
 
     def handle(self, event: Event, now_s: float) -> None:
         """Take note of an event; what follows from it is in the next `decide`."""

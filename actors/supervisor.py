@@ -152,7 +152,7 @@ class Supervisor:
             reconciler.handle(self._events.get_nowait(), now_s)
         for instruction in reconciler.decide(now_s):
             self._carry_out(instruction)
-        if self._keeper is not None:
+        if self._keeper is not None and not reconciler.settled:
             self._keeper.tick(now_s)
         self._remember()
         count(reconciler)
@@ -178,8 +178,7 @@ class Supervisor:
             self._births = int(memory.get("births", 0)) + 1
             self._reconciler.recall(memory)
         self._reconciler.want(wanted.actors, wanted.epoch)
-        if wanted.stopping:
-            self._reconciler.stop()
+        self._reconciler.stop(wanted.stopping)
         if wanted.local_broker and self._keeper is None:
             self._keeper = BrokerKeeper(self._layout, self._settings.kafka.heap_bytes)
         self._log.info("wanted", epoch=wanted.epoch, actors=list(wanted.actors), stopping=wanted.stopping)

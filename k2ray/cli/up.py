@@ -47,7 +47,7 @@ def up(config: Path | None, *, foreground: bool) -> None:
 
 
 def _bring_up(system: System) -> None:
-    running = system.cluster.running() is not None and system.read_up() is not None
+    running = system.cluster.running() is not None
     if not running:
         _check_port(system)
     say(f"k2ray: starting below {system.layout.root}" if not running else f"k2ray: runs below {system.layout.root}")
@@ -101,11 +101,10 @@ def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
         actors = _await_actors(system)
         current.result = ", ".join(actor["name"] for actor in actors if actor["role"] != "supervisor")
     # 7
-    from k2ray.cli.serving import start_serving, stop_serving, wait_ready
+    from k2ray.cli.serving import start_serving, stop_serving
 
     with step("HTTP") as current:
-        if system.read_up() is not None and system.ready():
-            wait_ready(system)
+        if system.ready():
             current.result = f"{system.api_url} (runs already)"
         else:
             undo.append(("Stop HTTP", lambda: stop_serving(system)))

@@ -226,6 +226,17 @@ def test_stopping_drains_feeds_before_writers_before_upkeep() -> None:
     assert len(world.started) == 4
 
 
+def test_an_up_takes_back_a_down_that_was_cut_short() -> None:
+    world = started()
+    world.reconciler.stop()
+    world.step()
+    world.reconciler.want(WANTED, 2)
+    world.reconciler.stop(False)
+    world.steps(5)
+    assert sorted(name.logical for name in world.living) == sorted(WANTED)
+    assert len(world.living) == 4
+
+
 def test_stopping_does_not_wait_for_ever_for_an_actor_that_does_not_drain() -> None:
     world = started(policy=Supervision(drain_timeout_s=5))
     world.living[ActorName("feed:binance:0", 1)] = False
