@@ -50,8 +50,9 @@ chaos: $(STAMP) ## Kill everything on purpose, under load, and compare ids (all 
 fuzz: $(STAMP) ## The randomised simulation of the ledger, longer (RUNS=2000)
 	@$(BIN)/python -m tests.fuzz.ledger --runs $(RUNS)
 
-bench: $(STAMP) ## Every benchmark; each prints a table and writes benchmarks/results/*.json
+bench: $(STAMP) ## Every benchmark; each prints a table, writes benchmarks/results/*.json and is shown in the README
 	@$(BIN)/python -m benchmarks.all
+	@$(BIN)/python -m benchmarks.render
 
 soak: $(STAMP) ## One hour of the whole system under load, ids compared at the end (SECONDS=3600)
 	@exec $(BIN)/k2ray demo --seconds $(or $(SECONDS),3600)

@@ -53,7 +53,7 @@ def report(name: str, rows: list[dict[str, Any]], notes: str = "") -> None:
         notes: How it was measured, what else ran, what an aim was missed by.
     """
     heads = list(rows[0]) if rows else []
-    lines = [heads] + [[_text(row.get(head)) for head in heads] for row in rows]
+    lines = [heads] + [[text_of(row.get(head)) for head in heads] for row in rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
     print(f"\n{name}")
     for number, line in enumerate(lines):
@@ -74,7 +74,8 @@ def report(name: str, rows: list[dict[str, Any]], notes: str = "") -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a value as a table shows it."""
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
