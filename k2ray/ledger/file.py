@@ -173,8 +173,8 @@ def _rows_of(instrument: Instrument) -> list[dict[str, Any]]:
             "hot": False,
             "rows": instrument.stray_rows,
             "given_up": instrument.recent_rows,
-            "mark_id": list(instrument.strays),
-            "mark_us": list(instrument.strays.values()),
+            "mark_id": [row_id for row_id, times in instrument.strays.items() for _ in times],
+            "mark_us": [time_us for times in instrument.strays.values() for time_us in times],
             "recent": list(instrument.recent),
         }
         rows.append(empty | head | outside)
@@ -213,7 +213,8 @@ def _rows_of(instrument: Instrument) -> list[dict[str, Any]]:
 def _read_row(instrument: Instrument, row: dict[str, Any]) -> None:
     if row["number"] == STRAY:
         instrument.stray_rows, instrument.recent_rows = row["rows"], row["given_up"]
-        instrument.strays = dict(zip(row["mark_id"], row["mark_us"], strict=True))
+        for row_id, time_us in zip(row["mark_id"], row["mark_us"], strict=True):
+            instrument.strays[row_id] = (*instrument.strays.get(row_id, ()), time_us)
         instrument.recent = dict.fromkeys(row["recent"])
         return
     space = Space(row["number"], row["opened_id"], row["opened_us"])

@@ -18,6 +18,9 @@ FIRST_SHIFT = 4
 MARKS_KEPT = 64
 """Past this many marks an interval's shift grows with its span, and one mark stays for each multiple: always spread."""
 
+STEPS_KEPT = 8
+"""And both ends of so many of the longest times between marks: perhaps an unseen restart lies there."""
+
 _LOW = -(1 << 63)
 _HIGH = 1 << 63
 
@@ -179,10 +182,15 @@ class Intervals:
         span = self.marks[index][-1][0] - self.lo[index]
         # By the span alone: edges that crowd together must not cost the rest of the interval its marks.
         shift = self.shift[index] = max(self.shift[index], _shift_for(span))
+        marks = self.marks[index]
+        by_step = sorted(range(1, len(marks)), key=lambda at: marks[at - 1][1] - marks[at][1])[:STEPS_KEPT]
+        edges = {at - 1 for at in by_step} | set(by_step)
         kept: list[Point] = []
-        for mark in self.marks[index]:
-            if not kept or is_mark(kept[-1][0], mark[0], shift):
+        bucket: int | None = None
+        for at, mark in enumerate(marks):
+            if at in edges or mark[0] >> shift != bucket:
                 kept.append(mark)
+                bucket = mark[0] >> shift
         self.marks[index] = kept
 
     def _drop(self, start: int, end: int) -> None:

@@ -58,7 +58,7 @@ def continuing_box(instrument: Instrument, index: int, at: int, params: LedgerPa
     if not params.proves_gaps and len(intervals) > 1:
         to_us = min(to_us, intervals.first_us[1] + params.hole_age_us)  # past it the lowest hole is joined first
     if instrument.strays:
-        from_us = max(from_us, max(instrument.strays.values()) + tolerance + 1)
+        from_us = max(from_us, max(max(times) for times in instrument.strays.values()) + tolerance + 1)
     end, end_us = intervals.hi[at], intervals.last_us[at]
     for other in instrument.spaces:
         if other is space:

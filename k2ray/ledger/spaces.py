@@ -25,6 +25,7 @@ CONTINUES = 4
 """A row so near to a space's ids continues it, though a restart that is not yet believed seems to have ended it."""
 
 STRAY = 0
+STRAY_TIMES_KEPT = 8
 FILE_PREFIX = "file:"
 
 
@@ -143,7 +144,8 @@ class Instrument:
 
     Attributes:
         spaces: In the order of their opening.
-        strays: id -> event time of rows that fit nowhere while no space could be opened; the newest `strays_kept`.
+        strays: id -> event times of rows that fit nowhere while no space could be opened; the newest `strays_kept` ids,
+            and of each the newest `STRAY_TIMES_KEPT` (restarted numberings share ids).
         stray_rows: How many there have been.
         recent: trade_id or quote_id of rows without a sequence; the newest `recent_kept`.
         hot: The space that took the newest row: where the next one is looked for first. Changes no decision.
@@ -170,7 +172,7 @@ class Instrument:
         self.partition = partition
         self.timeless = base.startswith(FILE_PREFIX)
         self.spaces: list[Space] = []
-        self.strays: dict[int, int] = {}
+        self.strays: dict[int, tuple[int, ...]] = {}
         self.stray_rows = 0
         self.recent: dict[str, None] = {}
         self.recent_rows = 0
@@ -191,7 +193,7 @@ class Instrument:
         """Decide one row that covers (start, row_id]: whether it is new, and the number of its space."""
         for space in self.spaces:
             space.settle(params)
-        if self.strays and abs(self.strays.get(row_id, FOREVER) - time_us) <= params.tolerance_us:
+        if any(abs(known_us - time_us) <= params.tolerance_us for known_us in self.strays.get(row_id, ())):
             return False, STRAY
         index, distance = self._choose(start, row_id, time_us, params)
         if index < 0:
@@ -287,10 +289,10 @@ class Instrument:
                 other.floor_us = max(other.floor_us, min(space.newest_us, other.intervals.first_us[0]))
 
     def _stray(self, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]) -> int:
-        self.strays.pop(row_id, None)
+        times = self.strays.pop(row_id, ())[1 - STRAY_TIMES_KEPT :]
         if len(self.strays) >= params.strays_kept:
             del self.strays[next(iter(self.strays))]
-        self.strays[row_id] = time_us
+        self.strays[row_id] = (*times, time_us)
         self.stray_rows += 1
         if self.stray_rows & (self.stray_rows - 1) == 0:
             name = space_name(self.base, STRAY)
