@@ -247,7 +247,7 @@ class Instrument:
     def _open(self, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]) -> int:
         space = Space(len(self.spaces) + 1, row_id, time_us)
         for other in self.spaces:
-            if other.rows < params.established_rows:
+            if other.rows == 1:  # perhaps a poisoned row, which bounds nothing
                 continue
             if time_us >= other.newest_us - params.tolerance_us:
                 space.floor_us = max(space.floor_us, min(other.newest_us, time_us))
