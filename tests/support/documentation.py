@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from k2ray import metrics
 from k2ray.settings import Settings
 from k2ray.settings.load import model_of
 
@@ -32,3 +35,12 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str)
+
+
+def metric_rows() -> list[str]:
+    """Return a Markdown table row for each of k2ray's metrics."""
+    return [
+        f"| `{metric._name}{'_total' if isinstance(metric, Counter) else ''}` | {metric._documentation} |"
+        for metric in vars(metrics).values()
+        if isinstance(metric, MetricWrapperBase)
+    ]
