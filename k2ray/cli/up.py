@@ -121,6 +121,7 @@ def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
         }
     )
     say(f"Ready: {system.api_url}")
+    _say_unconnected(system)
 
 
 def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]], *, local_broker: bool) -> int:
@@ -178,6 +179,17 @@ def _await_actors(system: System) -> list[dict[str, Any]]:
             names = "; ".join(f"{actor['name']} is {actor['state']} ({actor['last_reason']})" for actor in waiting)
             raise TryAgain(f"not up within {ACTORS_TIMEOUT_S:g} s: {names}")
         time.sleep(0.1)
+
+
+def _say_unconnected(system: System) -> None:
+    """Say which feeds have no connection yet, and why: an exchange that cannot be reached stops nothing else."""
+    from actors.supervisor import system_status
+
+    for actor in system_status(system.layout.namespace, STATUS_TIMEOUT_S)["actors"]:
+        state = actor["detail"].get("connection", "open")
+        if state not in {"open", "idle"}:
+            reason = actor["detail"]["last_close"] or "no answer so far"
+            complain(f"{actor['name']} is not connected: {reason}. It goes on trying; see `k2ray status --watch`")
 
 
 def _check_port(system: System) -> None:

@@ -68,6 +68,11 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
 
         # A dead actor shows as degraded or is back already; a dead broker comes back by itself.
         sim.stop()
+        away = system.run("up")
+        assert away.status == 0
+        assert "feed:binance:0#1 is not connected: " in away.err
+        assert "It goes on trying" in away.err
+
         started_s = time.monotonic()
         down = system.run("down")
         assert down.status == 0, down.err + down.out
