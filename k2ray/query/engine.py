@@ -29,13 +29,11 @@ from k2ray.query.heads import Heads
 from k2ray.query.listing import Listing
 from k2ray.query.plan import Slice, prune, slices
 from k2ray.query.request import BarsRequest, RowsRequest, Selection
-from k2ray.query.scan import fetch_source, source_sql, where_sql
+from k2ray.query.scan import NO_SEQUENCE, fetch_source, sequence_sql, source_sql, where_sql
 from k2ray.settings import Settings
 
 # Bars need all rows of their time anyway: small first slices would only repeat the work of starting.
 FIRST_BARS_ROWS = 4_000_000
-# Rows without a sequence come before all others of their microsecond.
-NO_SEQUENCE = -(2**63)
 ID_COLUMN = {"trades": "trade_id", "quotes": "quote_id"}
 
 
@@ -211,7 +209,7 @@ def _key_columns(table_name: str) -> tuple[str, ...]:
 
 
 def _key_sql(name: str) -> str:
-    return f"coalesce(source_sequence, {NO_SEQUENCE})" if name == "source_sequence" else name
+    return sequence_sql() if name == "source_sequence" else name
 
 
 def _beyond(selection: Selection, order: str, cursor: Cursor) -> Selection:

@@ -18,6 +18,8 @@ from k2ray.query.files import Pinned
 from k2ray.query.plan import Slice
 from k2ray.query.request import Selection
 
+NO_SEQUENCE = -(2**63)
+
 
 def source_sql() -> str:
     """Return the FROM clause over a slice's files, bound as `$files`.
@@ -58,6 +60,11 @@ def _files(pinned: Pinned, part: Slice) -> list[str]:
     if pinned.has_deletes:
         raise OperatorNeeded("the table has delete files, which queries do not apply yet: rewrite its data files first")
     return [literal_path(path) for path in part.paths]
+
+
+def sequence_sql() -> str:
+    """Return SQL of a row's place within its microsecond: rows without a sequence come before all others."""
+    return f"coalesce(source_sequence, {NO_SEQUENCE})"
 
 
 def where_sql(selection: Selection, part: Slice) -> tuple[list[str], dict[str, Any]]:
