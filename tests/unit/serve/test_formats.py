@@ -92,6 +92,36 @@ def test_decimals_are_plain_text_and_never_floats(value: str, written: str) -> N
     assert f'"number":"{written}"'.encode() in b"".join(encode_json(answer([row])))
 
 
+@pytest.mark.parametrize("varying", [None, *SCHEMA.names])
+def test_values_that_all_rows_share_are_in_every_row(varying: str | None) -> None:
+    shared = {
+        "text": 'a "quoted" name',
+        "number": Decimal("0.5"),
+        "whole": 7,
+        "flag": True,
+        "moment": None,
+        "list": None,
+        "map": None,
+    }
+    values = {
+        "text": "b",
+        "number": Decimal(2),
+        "whole": 8,
+        "flag": False,
+        "moment": 5,
+        "list": ["x"],
+        "map": {"k": "v"},
+    }
+    rows = [dict(shared), {**shared, varying: values[varying]} if varying else dict(shared), dict(shared)]
+    found = json.loads(b"".join(encode_json(answer(rows))))["data"]
+    written = {**shared, "number": "0.5"}
+    assert (found[0], found[2]) == (written, written)
+    changed = {**values, "number": "2", "moment": "1970-01-01T00:00:00.000005Z"}
+    assert found[1] == ({**written, varying: changed[varying]} if varying else written)
+    only_text = Answer(answer(rows).rows.select(["text"]).slice(0, 1), None, 1, 1)
+    assert json.loads(b"".join(encode_json(only_text)))["data"] == [{"text": shared["text"]}]
+
+
 def test_an_empty_answer_is_valid_in_both_formats() -> None:
     assert json.loads(b"".join(encode_json(answer([], None, None)))) == {
         "data": [],
