@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,11 +76,35 @@ def test_questions_are_answered_through_serve(serving: str, tables: MarketTables
         assert log.exists()
 
 
-def test_serve_run_takes_a_config_file(serving: str, tables: MarketTables, tmp_path: Path) -> None:
+def test_the_builder_takes_a_config_file(serving: str, tables: MarketTables, tmp_path: Path) -> None:
     config = tmp_path / "k2ray.yaml"
     config.write_text(f"data_dir: {tables.settings.data_dir}\n")
     with deployed(serving, config=str(config)) as client:
         assert client.get("/v1/symbols").json()["data"][0]["rows"] == 20_000
+
+
+def test_serve_run_takes_a_config_file(ray: SmallCluster, serving: str, tables: MarketTables, tmp_path: Path) -> None:
+    """The command itself, with the variables that `k2ray env` prints and nothing else of ours in its environment."""
+    from ray import serve
+
+    # A relative path in the file counts from the file's own folder, wherever the command is run.
+    config = tables.settings.data_dir / "k2ray.yaml"
+    config.write_text("data_dir: .\n")
+    program = Path(sys.executable).with_name("serve")
+    options = ["--non-blocking", "--name", "from-command", "--route-prefix", "/"]
+    command = [str(program), "run", *options, "serve.app:app", f"config={config}"]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {**kept, "RAY_ADDRESS": ray.address, **ray.cluster.environment()}
+    try:
+        done = subprocess.run(
+            command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with httpx.Client(base_url=serving, timeout=30) as client:
+            eventually(lambda: client.get("/health").status_code == 200, "the replica answers")
+            assert client.get("/v1/symbols").json()["data"][0]["rows"] == 20_000
+    finally:
+        serve.delete("from-command")
 
 
 def test_an_unknown_argument_of_the_builder_is_refused() -> None:
