@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from k2ray.query import decimals
 from k2ray.query.decimals import NARROW_SCALE, SCALE, Numbers
@@ -170,13 +171,15 @@ class Folding:
         )
 
     def _codes_of(self, batch: pa.RecordBatch) -> Int64s:
+        if all(pc.all(pc.equal(batch[name], batch[name][0])).as_py() for name in ("exchange", "symbol")):
+            instrument = (batch["exchange"][0].as_py(), batch["symbol"][0].as_py())
+            return np.full(len(batch), self._codes.setdefault(instrument, len(self._codes)), dtype=np.int64)
         exchanges, symbols = batch["exchange"].dictionary_encode(), batch["symbol"].dictionary_encode()
         width = len(symbols.dictionary)
         pairs = exchanges.indices.to_numpy().astype(np.int64) * width + symbols.indices.to_numpy()
         table = np.zeros(len(exchanges.dictionary) * width, dtype=np.int64)
         exchange_names, symbol_names = exchanges.dictionary.to_pylist(), symbols.dictionary.to_pylist()
-        present = [0] if len(table) == 1 else np.flatnonzero(np.bincount(pairs, minlength=len(table)))
-        for pair in present:
+        for pair in np.flatnonzero(np.bincount(pairs, minlength=len(table))):
             instrument = (exchange_names[pair // width], symbol_names[pair % width])
             table[pair] = self._codes.setdefault(instrument, len(self._codes))
         codes: Int64s = table[pairs]
