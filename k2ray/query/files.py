@@ -28,6 +28,7 @@ from k2ray.query.request import Selection
 
 SNAPSHOTS_KEPT = 64
 FILES_KEPT = 500_000
+BOUND_LENGTH = 16  # Iceberg's own default for the bounds of strings
 
 LOWEST = np.iinfo(np.int64).min
 HIGHEST = np.iinfo(np.int64).max
@@ -50,6 +51,7 @@ class FileList:
         last_us: Highest timestamp.
         first_symbol: Lower bound of the symbols.
         last_symbol: Upper bound of the symbols.
+        spaces: The sequence space of all rows of each file; None where the bounds do not say.
     """
 
     paths: Strings
@@ -59,6 +61,7 @@ class FileList:
     last_us: Int64s
     first_symbol: Strings
     last_symbol: Strings
+    spaces: Strings
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,6 +87,7 @@ class FileList:
             self.last_us,
             self.first_symbol,
             self.last_symbol,
+            self.spaces,
         )
 
 
@@ -214,6 +218,7 @@ def _read(table: Table, manifest: ManifestFile) -> FileList:
     place = names.index("exchange") if "exchange" in names else None
     timestamp = table.schema().find_field("timestamp").field_id
     symbol = table.schema().find_field("symbol").field_id
+    space = table.schema().find_field("sequence_space").field_id
     try:
         entries = manifest.fetch_manifest_entry(table.io)
     except AWAY as error:
@@ -224,7 +229,11 @@ def _read(table: Table, manifest: ManifestFile) -> FileList:
         first_us, last_us = _bound(file, timestamp, TimestamptzType(), LOWEST, HIGHEST)
         first_symbol, last_symbol = _bound(file, symbol, StringType(), "", _TOP)
         exchange = "" if place is None else (file.partition[place] or "")
-        rows.append((_local(file), exchange, file.record_count, first_us, last_us, first_symbol, last_symbol))
+        first_space, last_space = _bound(file, space, StringType(), "", _TOP)
+        # Longer bounds may be cut; nulls have none.
+        is_one = first_space == last_space and len(first_space) < BOUND_LENGTH and not _nulls(file, space)
+        bounds = (first_us, last_us, first_symbol, last_symbol, first_space if is_one else None)
+        rows.append((_local(file), exchange, file.record_count, *bounds))
     return _columns_of(rows)
 
 
@@ -237,6 +246,10 @@ def _bound(file: DataFile, field_id: int, kind: PrimitiveType, lowest: Any, high
     )
 
 
+def _nulls(file: DataFile, field_id: int) -> int:
+    return int((file.null_value_counts or {}).get(field_id, 1))
+
+
 def _local(file: DataFile) -> str:
     path = local_path(file.file_path)
     if path is None:
@@ -244,7 +257,7 @@ def _local(file: DataFile) -> str:
     return path
 
 
-def _columns_of(rows: list[tuple[str, str, int, int, int, str, str]]) -> FileList:
-    columns = list(zip(*rows, strict=True)) or [()] * 7
-    kinds = (object, object, np.int64, np.int64, np.int64, object, object)
+def _columns_of(rows: list[tuple[str, str, int, int, int, str, str, str | None]]) -> FileList:
+    columns = list(zip(*rows, strict=True)) or [()] * 8
+    kinds = (object, object, np.int64, np.int64, np.int64, object, object, object)
     return FileList(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))

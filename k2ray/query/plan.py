@@ -22,11 +22,15 @@ GROWTH = 4
 
 @dataclass(frozen=True)
 class Slice:
-    """Files that overlap [start_us, end_us), None being open."""
+    """Files that overlap [start_us, end_us), None being open.
+
+    `space` is the sequence space of all their rows, None where that is not known.
+    """
 
     paths: tuple[str, ...]
     start_us: int | None
     end_us: int | None
+    space: str | None = None
 
 
 def prune(files: FileList, selection: Selection) -> FileList:
@@ -96,4 +100,6 @@ def _overlap(files: FileList, reached: int | None, cut: int | None, ascending: b
 
 def _slice(files: FileList, reached: int | None, cut: int | None, ascending: bool) -> Slice:
     start, end = (reached, cut) if ascending else (cut, reached)
-    return Slice(tuple(files.paths[_overlap(files, reached, cut, ascending)]), start, end)
+    chosen = files.take(_overlap(files, reached, cut, ascending))
+    spaces = set(chosen.spaces)
+    return Slice(tuple(chosen.paths), start, end, spaces.pop() if len(spaces) == 1 else None)

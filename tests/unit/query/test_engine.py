@@ -14,6 +14,7 @@ import pytest
 from k2ray.errors import BadRequest, CatalogUnavailable, QueryTooLarge, TryAgain
 from k2ray.query.database import Database
 from k2ray.query.engine import QueryEngine
+from k2ray.query.plan import prune, slices
 from k2ray.query.request import parse_bars, parse_rows
 from tests.support.market_tables import DAY_US, START_US, MarketTables, quote, trade
 
@@ -189,6 +190,34 @@ def test_spaces_are_apart_unless_asked_for(tables: MarketTables, engine: QueryEn
     assert ids(engine, space="agg") == ["2", "3"]
     assert ids(engine, space="file:ab12") == ["4"]
     assert ids(engine, space="all") == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [
+        ([[""]], ""),
+        ([["", ""], [""]], ""),
+        ([["", "#2"]], None),
+        ([[""], ["agg"]], None),
+        ([["agg", "agg"]], "agg"),
+        ([["agg#2"]], "agg#2"),
+        ([["file:" + "a" * 12 + "b", "file:" + "a" * 12 + "c"]], None),
+    ],
+)
+def test_files_that_say_their_space_are_not_asked_row_by_row(
+    tables: MarketTables, engine: QueryEngine, files: list[list[str]], known: str | None
+) -> None:
+    spaces = [space for file in files for space in file]
+    number = 0
+    for file in files:
+        tables.append("trades", [trade(number + place, sequence_space=space) for place, space in enumerate(file)])
+        number += len(file)
+    request = parse_rows("trades", {})
+    found = prune(engine.snapshots.files(engine.snapshots.pin("trades"), request.selection), request.selection)
+    assert [part.space for part in slices(found, "asc")] == [known]
+    for asked in {*(space.partition("#")[0] for space in spaces), "", "none"}:
+        expected = [str(place) for place, space in enumerate(spaces) if space.partition("#")[0] == asked]
+        assert ids(engine, space=asked) == expected
 
 
 def test_only_files_that_matter_are_read(tables: MarketTables, engine: QueryEngine) -> None:

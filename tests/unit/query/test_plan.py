@@ -29,12 +29,12 @@ def file_list(files: list[tuple[list[Row], bool]]) -> FileList:
             mine = [row for row in rows if row[0] == exchange]
             symbols, times = sorted(row[1] for row in mine), sorted(row[2] for row in mine)
             entries.append(
-                (f"{number}-{exchange}", exchange, len(mine), times[0], times[-1], symbols[0], symbols[-1])
+                (f"{number}-{exchange}", exchange, len(mine), times[0], times[-1], symbols[0], symbols[-1], "")
                 if bounded
-                else (f"{number}-{exchange}", "", len(mine), LOWEST, HIGHEST, "", "\U0010ffff")
+                else (f"{number}-{exchange}", "", len(mine), LOWEST, HIGHEST, "", "\U0010ffff", None)
             )
-    columns = list(zip(*entries, strict=True)) or [()] * 7
-    kinds = (object, object, np.int64, np.int64, np.int64, object, object)
+    columns = list(zip(*entries, strict=True)) or [()] * 8
+    kinds = (object, object, np.int64, np.int64, np.int64, object, object, object)
     return FileList(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
 
 
