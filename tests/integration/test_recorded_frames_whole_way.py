@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,19 +13,18 @@ from typing import Any
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.recordings import recording
 from tests.support.sim import start_sim
 from tests.support.system import System, a_system
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-FOLDER = Path(os.environ.get("K2TEST_FRAMES") or Path(__file__).parents[2].parent / "shared" / "data" / "frames")
-RECORDING = FOLDER / "binance.jsonl.gz"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def recorded(stream: str) -> list[dict[str, Any]]:
     """Return the data of the recorded frames of one stream."""
-    with gzip.open(RECORDING, "rt") as lines:
+    with gzip.open(recording("binance"), "rt") as lines:
         frames = [json.loads(json.loads(line)["frame"]) for line in lines]
     return [frame["data"] for frame in frames if frame.get("stream", "").endswith(f"@{stream}")]
 
@@ -87,12 +85,10 @@ def answered(system: System, path: str, **parameters: Any) -> list[dict[str, Any
 
 
 def test_every_field_of_recorded_frames_is_in_the_answer(tmp_path: Path, free_port: Callable[[], int]) -> None:
-    if not RECORDING.is_file():
-        pytest.skip(f"no recorded frames: {RECORDING} is not there (K2TEST_FRAMES names the folder)")
     trades, quotes = recorded("aggTrade"), recorded("bookTicker")
     symbols = sorted({frame["s"] for frame in trades + quotes})
     (tmp_path / "sim").mkdir()
-    with start_sim(tmp_path / "sim", replay=RECORDING, arguments=("--speed", "0")) as sim:
+    with start_sim(tmp_path / "sim", replay=recording("binance"), arguments=("--speed", "0")) as sim:
         exchange = {"ws_url": sim.ws_url, "rest_url": sim.rest_url, "symbols": symbols}
         sections = {"exchanges": {"binance": {**exchange, "channels": ["agg_trades", "quotes"]}}}
         with a_system(tmp_path / "system", sim, free_port(), **sections) as system:

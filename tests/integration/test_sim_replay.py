@@ -3,33 +3,23 @@
 import asyncio
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.conftest import lacking
+from tests.support.recordings import recording
 from tests.support.sim import start_sim
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def recording() -> Path:
-    folder = Path(os.environ.get("K2TEST_FRAMES", Path(__file__).parents[3] / "shared" / "data" / "frames"))
-    file = folder / "binance.jsonl.gz"
-    if not file.exists():
-        lacking(f"there are no recorded frames in {folder} (K2TEST_FRAMES)")
-    return file
-
-
-async def test_recorded_frames_are_sent_as_they_were_to_whom_they_concern(recording: Path, tmp_path: Path) -> None:
-    with gzip.open(recording, "rt") as lines:
+async def test_recorded_frames_are_sent_as_they_were_to_whom_they_concern(tmp_path: Path) -> None:
+    with gzip.open(recording("binance"), "rt") as lines:
         frames = [json.loads(line)["frame"] for line in lines]
     wanted = [frame for frame in frames if "@bookTicker" in frame or "@aggTrade" in frame]
     streams = sorted({json.loads(frame)["stream"] for frame in wanted})
-    with start_sim(tmp_path, replay=recording, arguments=["--speed", "0"]) as sim:
+    with start_sim(tmp_path, replay=recording("binance"), arguments=["--speed", "0"]) as sim:
         url = f"{sim.ws_url}/stream?streams={'/'.join(streams)}"
         async with connect(url, ssl=sim.tls(), compression=None) as websocket, asyncio.timeout(30):
             assert [await websocket.recv() for _ in wanted] == wanted

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from k2ray.exchanges import adapter
 from k2ray.exchanges.base import Subscription
-
-FOLDER = Path(os.environ.get("K2TEST_FRAMES") or Path(__file__).parents[3].parent / "shared" / "data" / "frames")
+from tests.support.recordings import recording
 
 
 def recorded() -> list[tuple[int, bytes]]:
-    file = FOLDER / "binance.jsonl.gz"
-    if not file.exists():
-        # Never a failure, K2TEST_REQUIRE_ALL or not: the recordings are not part of the repository.
-        pytest.skip(f"no recorded frames: {file} is not there (K2TEST_FRAMES names the folder)")
-    with gzip.open(file, "rt") as lines:
+    with gzip.open(recording("binance"), "rt") as lines:
         items = [json.loads(line) for line in lines]
     return [(round(item["received"] * 1_000_000), item["frame"].encode()) for item in items]
 
