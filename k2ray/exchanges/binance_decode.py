@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -25,6 +27,11 @@ from k2ray.exchanges.binance_rows import DECIMALS, KINDS, Codes, RowBuilder
 STREAMS = {"trades": "trade", "agg_trades": "aggTrade", "quotes": "bookTicker"}
 """Channel -> what Binance calls its stream; also the `e` of its frames, but for bookTicker, which has none."""
 
+OPENING = 40
+"""So many first bytes are looked up at once, half the cost of cutting the stream's name out: `{"stream":"`, a name of
+up to 28 bytes and its quote mark, and after shorter names what is the same in all frames of the stream."""
+
+_opening = itemgetter(slice(OPENING))
 _QUOTE_MARK = ord('"')
 _STREAM_AT = len(b'{"stream":"')
 _UNKNOWN, _IGNORED, _DONE = -1, -2, -3
@@ -119,6 +126,7 @@ class BinanceDecoder:
             for channel in subscription.channels
             for symbol, code in self._code_of.items()
         }
+        self._openings: dict[bytes, int] = {}
 
     def learn(self, instruments: dict[str, Instrument]) -> None:
         """Use these currencies from the next `decode` on; symbols that they lack are guessed."""
@@ -129,12 +137,10 @@ class BinanceDecoder:
         out = Decoded()
         if not frames:
             return out
-        route = self._routes.get
-        found = [route(frame[_STREAM_AT : frame.find(_QUOTE_MARK, _STREAM_AT)], _UNKNOWN) for frame in frames]
-        routes = np.array(found, dtype=np.int32)
+        routes = np.fromiter(map(self._openings.get, map(_opening, frames), repeat(_UNKNOWN)), np.int32, len(frames))
         if routes.min() < 0:
             for at in np.flatnonzero(routes == _UNKNOWN).tolist():
-                routes[at] = self._look(frames[at], int(received_us[at]), out)
+                routes[at] = self._route(frames[at], int(received_us[at]), out)
             out.ignored += int(np.count_nonzero(routes == _IGNORED))
         # One stable sort by shape, then group: each shape is one run, and a batch splits into groups by slices.
         known = routes >= 0
@@ -152,6 +158,16 @@ class BinanceDecoder:
                     _SHAPES[shape], _Run(frames[first:end], codes[first:end], received_us[first:end]), out
                 )
         return out
+
+    def _route(self, frame: bytes, received_us: int, out: Decoded) -> int:
+        """Tell what a frame is whose opening was not seen before, and remember the opening if it says it all."""
+        end = frame.find(_QUOTE_MARK, _STREAM_AT)
+        route = self._routes.get(frame[_STREAM_AT:end])
+        if route is None:
+            return self._look(frame, received_us, out)
+        if 0 <= end < OPENING and len(self._openings) < _STREAMS_REMEMBERED:
+            self._openings[_opening(frame)] = route
+        return route
 
     def _look(self, frame: bytes, received_us: int, out: Decoded) -> int:
         """Tell what a frame is that the byte test did not know."""

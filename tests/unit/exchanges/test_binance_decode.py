@@ -267,6 +267,19 @@ def test_spaces_after_colons_change_nothing() -> None:
     assert rows([spaced, spaced], "trades")[1]["trade_id"] == "1"
 
 
+def test_streams_that_begin_alike_are_told_apart() -> None:
+    """Streams are looked up by a frame's first bytes, which may not hold the whole of a long name."""
+    long = tuple(f"{'A' * length}{last}USDT" for length in (5, 18, 19, 20, 30, 40) for last in "BC")
+    frames = [frame(kind(number, symbol)) for number, symbol in enumerate(long) for kind in (trade, quote)]
+    using = decoder(symbols=long)
+    for _ in range(2):
+        found = decode(frames, using)
+        assert [found.batches[channel].column("symbol").to_pylist() for channel in ("trades", "quotes")] == [
+            list(long),
+            list(long),
+        ]
+
+
 @pytest.mark.parametrize(
     "other",
     [
