@@ -1,86 +1,20 @@
-"""One conformance suite for both WebSocket shells, against a real TLS server that misbehaves on purpose."""
+"""Open WebSockets: one conformance suite for both shells, against a real TLS server that misbehaves on purpose."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from k2ray.errors import ExchangeUnavailable, SettingsError
-from k2ray.feed.transport import Connect, Endpoint, Transport, tls_context, transport_named
-from k2ray.sim.certificates import CertificateFiles, ensure_certificates
+from k2ray.feed.transport import Connect
+from k2ray.sim.certificates import CertificateFiles
+from tests.support import transports
 from tests.support.tls_peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, closing, frame, serve
+from tests.support.transports import MAX_BYTES, MakeEndpoint, Recorder, finish, until
 
 pytestmark = pytest.mark.integration
 
-MAX_BYTES = 100_000
-
-
-class Recorder:
-    """A sink that remembers."""
-
-    def __init__(self) -> None:
-        self.frames: list[bytes] = []
-        self.pongs: list[bytes] = []
-        self.closed: list[str] = []
-        self.after_close = 0
-
-    def on_frames(self, frames: list[bytes]) -> None:
-        assert all(type(item) is bytes for item in frames)
-        self.after_close += bool(self.closed)
-        self.frames += frames
-
-    def on_pong(self, payload: bytes) -> None:
-        self.pongs.append(payload)
-
-    def on_closed(self, reason: str) -> None:
-        self.closed.append(reason)
-
-
-async def until(look: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not look():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.005)
-
-
-@pytest.fixture(params=["websockets", "picows"])
-def connect(request: pytest.FixtureRequest) -> Connect:
-    try:
-        return transport_named(request.param)
-    except SettingsError as error:
-        pytest.fail(str(error))  # picows is part of the development extras
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
-    return ensure_certificates(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture
-def endpoint(certificates: CertificateFiles) -> Callable[..., Endpoint]:
-    def make(port: int, *, timeout_s: float = 10.0, ca: Path | None = certificates.ca) -> Endpoint:
-        return Endpoint(f"wss://127.0.0.1:{port}/stream?streams=a@trade/b@trade", tls_context(ca), timeout_s, MAX_BYTES)
-
-    return make
-
-
-MakeEndpoint = Callable[..., Endpoint]
-
-
-async def finish(transport: Transport, sink: Recorder) -> None:
-    transport.cut()
-    await until(lambda: sink.closed, "the end is reported")
-    transport.send_text(b"harmless")
-    transport.ping(b"harmless")
-    transport.close(1000, "harmless")
-    transport.cut()
-    await asyncio.sleep(0)
-    assert len(sink.closed) == 1, "the end is reported once"
-    assert sink.after_close == 0, "the end comes last"
+connect, certificates, endpoint = transports.connect, transports.certificates, transports.endpoint
 
 
 async def test_messages_of_all_sizes_and_kinds_arrive_whole(
@@ -318,108 +252,3 @@ async def test_a_half_open_peer_is_silent_until_it_is_cut(
         assert (sink.pongs, sink.closed) == ([], [])
         await finish(transport, sink)
         stop.set()
-
-
-@pytest.mark.parametrize(("which", "reason"), [("untrusted", "issuer"), ("other_host", "mismatch|not valid for")])
-async def test_a_wrong_certificate_is_refused_and_named(
-    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, which: str, reason: str
-) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.accept()
-
-    async with serve(getattr(certificates, which), script) as served:
-        with pytest.raises(ExchangeUnavailable, match=f"certificate is not trusted.*({reason})"):
-            await connect(endpoint(served.port), Recorder())
-
-
-async def test_the_systems_cas_do_not_trust_a_private_one(
-    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
-) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.accept()
-
-    async with serve(certificates.server, script) as served:
-        with pytest.raises(ExchangeUnavailable, match="certificate is not trusted"):
-            await connect(endpoint(served.port, ca=None), Recorder())
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", "403"),
-        (b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n", "429"),
-        (b"HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", "302"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "handshake"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "handshake"),
-        (b"", "handshake"),
-    ],
-    ids=["403", "429", "redirect", "no accept key", "no HTTP", "nothing"],
-)
-async def test_a_refused_handshake_says_why(
-    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, answer: bytes, reason: str
-) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        await peer.send(answer)
-
-    async with serve(certificates.server, script) as served:
-        sink = Recorder()
-        with pytest.raises(ExchangeUnavailable, match=reason):
-            await connect(endpoint(served.port), sink)
-        assert sink.closed == []
-
-
-async def test_a_handshake_that_never_ends_times_out_and_leaves_nothing_open(
-    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
-) -> None:
-    gone = asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        await peer.reader.read()
-        gone.set()
-
-    async with serve(certificates.server, script) as served:
-        with pytest.raises(ExchangeUnavailable, match="timed out"):
-            await connect(endpoint(served.port, timeout_s=0.5), Recorder())
-        async with asyncio.timeout(10):
-            await gone.wait()
-
-
-async def test_a_cancelled_connect_leaves_nothing_open(
-    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
-) -> None:
-    there, gone = asyncio.Event(), asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        there.set()
-        await peer.reader.read()
-        gone.set()
-
-    async with serve(certificates.server, script) as served:
-        sink = Recorder()
-        task = asyncio.ensure_future(connect(endpoint(served.port), sink))
-        async with asyncio.timeout(10):
-            await there.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await gone.wait()
-        assert sink.closed == []
-
-
-async def test_nobody_listening_is_a_refused_connection(
-    connect: Connect, endpoint: MakeEndpoint, free_port: Callable[[], int]
-) -> None:
-    with pytest.raises(ExchangeUnavailable, match="refused"):
-        await connect(endpoint(free_port()), Recorder())
-
-
-def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
-    wrong = tmp_path / "ca.pem"
-    wrong.write_text("no certificate")
-    with pytest.raises(SettingsError, match=r"tls\.ca_file"):
-        tls_context(wrong)
-    with pytest.raises(SettingsError, match=r"tls\.ca_file"):
-        tls_context(tmp_path / "missing.pem")

@@ -1,0 +1,125 @@
+"""Opening a WebSocket, both shells, against a real TLS server: certificates, handshakes, time limits, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from k2ray.errors import ExchangeUnavailable, SettingsError
+from k2ray.feed.transport import Connect, tls_context
+from k2ray.sim.certificates import CertificateFiles
+from tests.support import transports
+from tests.support.tls_peer import Peer, serve
+from tests.support.transports import MakeEndpoint, Recorder
+
+pytestmark = pytest.mark.integration
+
+connect, certificates, endpoint = transports.connect, transports.certificates, transports.endpoint
+
+
+@pytest.mark.parametrize(("which", "reason"), [("untrusted", "issuer"), ("other_host", "mismatch|not valid for")])
+async def test_a_wrong_certificate_is_refused_and_named(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, which: str, reason: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+
+    async with serve(getattr(certificates, which), script) as served:
+        with pytest.raises(ExchangeUnavailable, match=f"certificate is not trusted.*({reason})"):
+            await connect(endpoint(served.port), Recorder())
+
+
+async def test_the_systems_cas_do_not_trust_a_private_one(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+
+    async with serve(certificates.server, script) as served:
+        with pytest.raises(ExchangeUnavailable, match="certificate is not trusted"):
+            await connect(endpoint(served.port, ca=None), Recorder())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", "403"),
+        (b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n", "429"),
+        (b"HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", "302"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "handshake"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "handshake"),
+        (b"", "handshake"),
+    ],
+    ids=["403", "429", "redirect", "no accept key", "no HTTP", "nothing"],
+)
+async def test_a_refused_handshake_says_why(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, answer: bytes, reason: str
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(answer)
+
+    async with serve(certificates.server, script) as served:
+        sink = Recorder()
+        with pytest.raises(ExchangeUnavailable, match=reason):
+            await connect(endpoint(served.port), sink)
+        assert sink.closed == []
+
+
+async def test_a_handshake_that_never_ends_times_out_and_leaves_nothing_open(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
+) -> None:
+    gone = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.reader.read()
+        gone.set()
+
+    async with serve(certificates.server, script) as served:
+        with pytest.raises(ExchangeUnavailable, match="timed out"):
+            await connect(endpoint(served.port, timeout_s=0.5), Recorder())
+        async with asyncio.timeout(10):
+            await gone.wait()
+
+
+async def test_a_cancelled_connect_leaves_nothing_open(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
+) -> None:
+    there, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        there.set()
+        await peer.reader.read()
+        gone.set()
+
+    async with serve(certificates.server, script) as served:
+        sink = Recorder()
+        task = asyncio.ensure_future(connect(endpoint(served.port), sink))
+        async with asyncio.timeout(10):
+            await there.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await gone.wait()
+        assert sink.closed == []
+
+
+async def test_nobody_listening_is_a_refused_connection(
+    connect: Connect, endpoint: MakeEndpoint, free_port: Callable[[], int]
+) -> None:
+    with pytest.raises(ExchangeUnavailable, match="refused"):
+        await connect(endpoint(free_port()), Recorder())
+
+
+def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    wrong = tmp_path / "ca.pem"
+    wrong.write_text("no certificate")
+    with pytest.raises(SettingsError, match=r"tls\.ca_file"):
+        tls_context(wrong)
+    with pytest.raises(SettingsError, match=r"tls\.ca_file"):
+        tls_context(tmp_path / "missing.pem")
