@@ -126,6 +126,8 @@ class FaultPlan:
     def apply(self, block: Block, symbol: str, listeners: set[int]) -> tuple[list[Alteration], list[Mark]]:
         """Return what happens to a block that is about to be sent, and use the faults up.
 
+        Each fault gets rows of its own, so that as many frames are altered as were asked for.
+
         Args:
             block: What is sent.
             symbol: Its symbol's name.
@@ -133,18 +135,20 @@ class FaultPlan:
         """
         alterations: list[Alteration] = []
         marks: list[Mark] = []
+        taken = 0
         for fault in list(self._waiting):
             request = fault.request
             wanted = {request.connection} & listeners if request.connection is not None else listeners
             if not wanted or request.channel != block.channel.stream or request.symbol not in (None, symbol):
                 continue
-            count = min(fault.left, block.count)
+            count = min(fault.left, block.count - taken)
+            if not count:
+                break
             fault.left -= count
-            alterations.append(Alteration(fault, 0, count, completes=fault.left == 0))
-            end = block.first + count
-            marks.append(
-                Mark(request.fault, block.channel, block.symbol, block.epoch, block.first, end, request.connection)
-            )
+            alterations.append(Alteration(fault, taken, taken + count, completes=fault.left == 0))
+            first, taken = block.first + taken, taken + count
+            end = block.first + taken
+            marks.append(Mark(request.fault, block.channel, block.symbol, block.epoch, first, end, request.connection))
             if fault.left == 0:
                 self._waiting.remove(fault)
         return alterations, marks
