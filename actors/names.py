@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from k2ray.errors import BadInput
-from k2ray.model import CHANNELS
 from k2ray.settings import Settings
 
 SUPERVISOR = "supervisor"
@@ -58,14 +57,11 @@ class ActorName:
 
 def wanted_actors(settings: Settings) -> list[str]:
     """Return the logical names of all actors that the settings ask for, in the order in which they start."""
-    tables: list[str] = []
-    feeds: list[str] = []
-    for exchange, chosen in settings.exchanges.enabled().items():
-        feeds += [f"feed:{exchange}:{index}" for index in range(chosen.connections)]
-        for channel in chosen.channels:
-            table = CHANNELS[channel].table
-            if table not in tables:
-                tables.append(table)
+    exchanges = settings.exchanges
+    tables = exchanges.tables()
+    feeds = [
+        f"feed:{name}:{index}" for name, chosen in exchanges.enabled().items() for index in range(chosen.connections)
+    ]
     return [*(f"writer:{table}" for table in tables), *feeds, *(f"upkeep:{table}" for table in tables)]
 
 

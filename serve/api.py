@@ -14,7 +14,6 @@ from fastapi import FastAPI
 
 from k2ray.lake.catalog import open_catalog
 from k2ray.layout import DataDir
-from k2ray.model import WIRE_SCHEMAS
 from k2ray.query.engine import QueryEngine
 from k2ray.settings import Settings
 from serve import problems
@@ -49,12 +48,12 @@ class Engine:
             return self._opened
 
     def check_tables(self) -> None:
-        """Return if every table can be read.
+        """Return if every table that is recorded can be read.
 
         Raises:
             TryAgain: Catalog or storage do not answer, or a table does not exist yet.
         """
-        self.get().check(WIRE_SCHEMAS)
+        self.get().check(self._settings.exchanges.tables())
 
     def close(self) -> None:
         """Let go of the engine's memory."""

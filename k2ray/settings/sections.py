@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from k2ray.model import CHANNELS
 from k2ray.settings.secrets import mask
 
 ENV_PREFIX = "K2RAY_"
@@ -113,6 +114,11 @@ class Exchanges(Section):
             if exchange is not None:
                 found[name] = exchange
         return found
+
+    def tables(self) -> list[str]:
+        """Return the tables that the recorded channels go to, in the order in which they are named first."""
+        channels = [channel for exchange in self.enabled().values() for channel in exchange.channels]
+        return list(dict.fromkeys(CHANNELS[channel].table for channel in channels))
 
 
 class Feed(Section):

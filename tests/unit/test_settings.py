@@ -160,3 +160,9 @@ def test_every_setting_is_documented() -> None:
     documented = (ROOT / "docs" / "configuration.md").read_text()
     for row in setting_rows():
         assert row in documented, f"docs/configuration.md lacks this row:\n{row}"
+
+
+def test_tables_are_those_of_the_recorded_channels(tmp_path: Path) -> None:
+    assert load("", tmp_path).exchanges.tables() == ["trades", "quotes"]
+    assert load("exchanges: {binance: {channels: [agg_trades, trades]}}", tmp_path).exchanges.tables() == ["trades"]
+    assert load("exchanges: {binance: null}", tmp_path).exchanges.tables() == []

@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from k2ray.errors import SupervisorUnavailable
+from k2ray.settings import Binance, Exchanges
 from serve.api import build_api
 from tests.support.market_tables import START_US, MarketTables, quote, trade
 
@@ -155,6 +156,16 @@ async def test_a_failing_part_is_503_and_never_an_empty_answer(tmp_path: Path, s
             file.unlink()
         for path in ("/v1/trades", "/v1/bars", "/v1/symbols"):
             assert (await client.get(path)).status_code == 503, path
+
+
+async def test_ready_needs_only_the_tables_that_are_recorded(tmp_path: Path, supervisor: Supervisor) -> None:
+    tables = MarketTables(tmp_path / "data")
+    binance = Binance(channels=("trades",))
+    tables.settings = tables.settings.model_copy(update={"exchanges": Exchanges(binance=binance)})
+    async for client in client_of(tables, supervisor):
+        assert (await client.get("/ready")).status_code == 503
+        tables.create("trades")
+        assert (await client.get("/ready")).status_code == 200
 
 
 async def test_a_mistake_of_ours_is_500_without_insides(
