@@ -13,8 +13,8 @@ import numpy as np
 
 from k2ray.exchanges.base import Times
 
-FLUSH_FRAMES = 2_000
-"""One decode of this many frames is near its best rate, and a record of them is far below 1 MB."""
+FLUSH_FRAMES = 4_000
+"""One decode of this many frames is at its best rate, and a record of them is far below 1 MB."""
 
 LOADED_FRAMES = 200
 """From here on waiting longer saves little."""

@@ -30,14 +30,14 @@ _SENT = """
 CREATE TEMP TABLE sent AS
 SELECT DISTINCT symbol::VARCHAR AS symbol, id,
        $base || CASE WHEN epoch = 0 THEN '' ELSE '#' || (epoch + 1) END AS space,
-       coalesce(fault IN (SELECT unnest($unreadable)), false) AS unreadable
+       coalesce(fault IN (SELECT unnest($unreadable)), false) OR event_us < $since_us AS left_out
 FROM read_parquet($truth) WHERE channel::VARCHAR = $channel
 """
 _COMPARE = """
 WITH heard AS (SELECT symbol, space, min(id) AS first_id FROM stored GROUP BY ALL),
 wanted AS (
     SELECT sent.* FROM sent LEFT JOIN heard USING (symbol, space)
-    WHERE NOT unreadable AND (heard.first_id IS NULL OR sent.id >= heard.first_id)
+    WHERE NOT left_out AND (heard.first_id IS NULL OR sent.id >= heard.first_id)
 )
 SELECT (SELECT count(*) FROM wanted),
        (SELECT coalesce(sum(copies), 0)::BIGINT FROM stored),
@@ -73,13 +73,14 @@ class Audit:
         return not (self.lost or self.duplicated or self.invented)
 
 
-def audit(truth: Path, table: Table, channel: str) -> Audit:
+def audit(truth: Path, table: Table, channel: str, since_us: int = 0) -> Audit:
     """Compare the truth with the table's newest snapshot.
 
     Args:
         truth: The simulator's Parquet file (`truth.py` has its columns).
         table: The table that the channel's rows go to.
         channel: `trade`, `aggTrade` or `bookTicker`.
+        since_us: What happened before is not asked for.
     """
     files = list(data_files(table))
     base = _SPACE_OF[channel]
@@ -89,7 +90,14 @@ def audit(truth: Path, table: Table, channel: str) -> Audit:
         else:
             connection.execute("CREATE TEMP TABLE stored (symbol VARCHAR, space VARCHAR, id BIGINT, copies BIGINT)")
         connection.execute(
-            _SENT, {"truth": str(truth), "channel": channel, "base": base, "unreadable": list(_NEVER_ARRIVED)}
+            _SENT,
+            {
+                "truth": str(truth),
+                "channel": channel,
+                "base": base,
+                "unreadable": list(_NEVER_ARRIVED),
+                "since_us": since_us,
+            },
         )
         row = connection.execute(_COMPARE).fetchone()
     assert row is not None

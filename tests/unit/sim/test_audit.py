@@ -71,6 +71,14 @@ def test_what_came_before_anybody_listened_is_not_lost(table: Table, tmp_path: P
     assert audit(truth(tmp_path, [5, 6, 7, 8]), table, "trade").exact
 
 
+def test_what_happened_before_the_time_asked_for_is_not_lost(table: Table, tmp_path: Path) -> None:
+    store(table, [5])
+    file = truth(tmp_path, [5, 6])
+    assert audit(file, table, "trade").lost == 1
+    assert audit(file, table, "trade", since_us=lake.NOON_US).lost == 1
+    assert audit(file, table, "trade", since_us=lake.NOON_US + 1).lost == 0
+
+
 def test_an_empty_table_has_lost_everything(table: Table, tmp_path: Path) -> None:
     found = audit(truth(tmp_path, [5, 6]), table, "trade")
     assert (found.sent, found.stored, found.lost) == (2, 0, 2)
