@@ -16,8 +16,8 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-from report import report
 
+from benchmarks.report import report
 from k2ray.clock import ManualClock
 from k2ray.lake.commit import commit_append
 from k2ray.lake.durable import local_path

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-from report import report
 
+from benchmarks.report import report
 from k2ray.lake.catalog import load_table, open_catalog
 from k2ray.lake.writer import TableWriter
 from k2ray.layout import DataDir
@@ -60,6 +60,8 @@ def fill(bootstrap: str, settings: Settings, rows: int) -> None:
             ids[name] += count
         batch = trades(numbers, [names[index] for index in at], start_us=start_us, step_us=50)
         batch = with_market_prices(batch, rng)
+        if producer.stats().bytes_in_flight > settings.kafka.queue_max_bytes // 2:
+            producer.flush(60)
         producer.publish(topic, partition, *encode_rows("trades", batch), ROWS_PER_RECORD)
         producer.poll()
     assert producer.flush(120)

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from drain import SYMBOLS, with_market_prices
-from report import report
 
+from benchmarks.report import report
 from k2ray.lake.commit import commit_append
 from k2ray.lake.stage import Origin, concat_rows, sort_rows, stage
 from k2ray.ledger import Ledger, encode_ledger
