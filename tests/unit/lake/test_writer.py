@@ -2,101 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pyarrow as pa
 import pytest
-from prometheus_client import REGISTRY
 
-from k2ray.clock import ManualClock
-from k2ray.errors import BrokerUnavailable, CatalogUnavailable, OperatorNeeded
-from k2ray.lake.commit import no_faults
-from k2ray.lake.durable import local_path
+from k2ray.errors import BrokerUnavailable
 from k2ray.lake.intake import EARLIEST_US
-from k2ray.lake.progress import HOLES_KEY, REWINDS_KEY, committed_progress
-from k2ray.lake.writer import IDLE_COMMIT_FACTOR, TableWriter
-from k2ray.layout import DataDir
-from k2ray.settings import Settings, load_settings
-from k2ray.wire.codec import Seal, decode, encode_rows, encode_seal
+from k2ray.lake.writer import IDLE_COMMIT_FACTOR
+from k2ray.wire.codec import decode, encode_rows
 from tests.support.lake import (
-    NOON_US,
     QUOTES_TOPIC,
     TRADES_TOPIC,
     Killed,
-    MemoryLetters,
-    MemoryLog,
-    MemoryReader,
     kill_at,
     lake_settings,
     open_table,
     quotes,
-    stored_ids,
     trades,
 )
-
-FIRST, SECOND = (TRADES_TOPIC, 0), (TRADES_TOPIC, 1)
-COMMIT_POINTS = ("before_stage", "mid_parquet", "staged", "head_read", "inside_commit", "after_commit")
-
-
-class Desk:
-    """A log, a table's folder, and writers that come and go."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = MemoryLog({TRADES_TOPIC: 2, QUOTES_TOPIC: 2})
-        self.letters = MemoryLetters()
-        self.clock = ManualClock(now_us=NOON_US)
-        self._writers: list[TableWriter] = []
-
-    def writer(
-        self, faults: Any = no_faults, settings: Settings | None = None, table: str = "trades", **more: Any
-    ) -> TableWriter:
-        writer = TableWriter(
-            settings or lake_settings(self.folder),
-            DataDir(self.folder),
-            table,
-            "",
-            clock=more.pop("clock", None),
-            reader=MemoryReader(self.log, **more),
-            letters=lambda: self.letters,
-            faults=faults,
-        )
-        self._writers.append(writer)
-        return writer
-
-    def ids(self, table: str = "trades") -> list[int]:
-        return stored_ids(open_table(self.folder, table_name=table))
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path)
-    yield desk
-    desk.close()
-
-
-def ledger_path(desk: Desk) -> Path:
-    progress = committed_progress(open_table(desk.folder).metadata)
-    assert progress is not None
-    assert progress.ledger is not None
-    return Path(str(local_path(progress.ledger)))
-
-
-def until(writer: TableWriter, field: str, value: Any, steps: int = 2_000) -> None:
-    for _ in range(steps):
-        if getattr(writer.status(), field) == value:
-            return
-        writer.step(0.005)
-    raise AssertionError(f"{field} never became {value!r}: {writer.status()}")
+from tests.support.writer_desk import COMMIT_POINTS, FIRST, SECOND, Desk, until
 
 
 def test_rows_offsets_and_ledger_are_committed_together(desk: Desk) -> None:
@@ -316,210 +242,3 @@ def test_reading_goes_on_while_a_commit_is_on_its_way_and_stops_at_one_batch_ahe
     assert writer.status().lag_trades > 0
     go_on.set()
     until(writer, "rows_committed", 1_000)
-
-
-def test_a_log_that_lost_its_start_is_a_recorded_hole(desk: Desk) -> None:
-    desk.log.publish(FIRST, trades(range(10)))
-    assert desk.writer().drain()
-    for start in (10, 20, 30):
-        desk.log.publish(FIRST, trades(range(start, start + 10)))
-    desk.log.low[FIRST] = 3
-    writer = desk.writer()
-    writer.position()
-    assert writer.status().holes == 2
-    table = open_table(desk.folder)
-    summary = table.current_snapshot().summary.additional_properties  # type: ignore[union-attr]
-    assert f'[["{TRADES_TOPIC}",0,1,3,' in summary[HOLES_KEY]
-    assert writer.drain()
-    assert desk.ids() == [*range(10), *range(30, 40)]
-    assert writer.status().open_gaps == 1
-
-
-def test_a_log_that_lost_its_end_is_an_explicit_rewind(desk: Desk) -> None:
-    """The broker's page cache went with a power cut: confirmed records are gone, and come again from the feeds."""
-    for start in (0, 10, 20):
-        desk.log.publish(FIRST, trades(range(start, start + 10)))
-    assert desk.writer().drain()
-    del desk.log.partitions[FIRST][1:]
-    writer = desk.writer()
-    writer.position()
-    assert writer.status().rewinds == 1
-    summary = open_table(desk.folder).current_snapshot().summary.additional_properties  # type: ignore[union-attr]
-    assert f'[["{TRADES_TOPIC}",0,3,1,' in summary[REWINDS_KEY]
-    desk.log.publish(FIRST, trades(range(15, 40)))
-    assert writer.drain()
-    assert writer.status().duplicates == 15
-    assert desk.ids() == list(range(40))
-
-
-def test_a_log_that_is_trimmed_while_it_is_read_loses_nothing_that_was_read(desk: Desk) -> None:
-    """What was read and is not committed may be gone from the log: it is committed before the hole is recorded."""
-    desk.log.publish(FIRST, trades(range(10)))
-    writer = desk.writer(max_records=1)
-    until(writer, "rows_pending", 10)
-    for start in (10, 20, 30):
-        desk.log.publish(FIRST, trades(range(start, start + 10)))
-    desk.log.low[FIRST] = 3
-    until(writer, "holes", 2)
-    assert writer.drain()
-    assert desk.ids() == [*range(10), *range(30, 40)]
-
-
-def test_another_kafka_or_another_topic_of_the_same_name_stops_the_writer(desk: Desk) -> None:
-    desk.log.publish(FIRST, trades(range(10)))
-    assert desk.writer().drain()
-    desk.log.topic_ids[TRADES_TOPIC] = "another"
-    with pytest.raises(OperatorNeeded, match="is another one now"):
-        desk.writer().step()
-    desk.log.topic_ids[TRADES_TOPIC] = "id-0"
-    desk.log.cluster_id = "cluster-2"
-    with pytest.raises(OperatorNeeded, match="cluster-1, this is cluster-2"):
-        desk.writer().step()
-
-
-def test_a_topic_that_does_not_exist_yet_is_waited_for(desk: Desk) -> None:
-    desk.log.partitions = {key: records for key, records in desk.log.partitions.items() if key[0] == QUOTES_TOPIC}
-    with pytest.raises(BrokerUnavailable, match="does not exist yet"):
-        desk.writer().step()
-
-
-def test_a_ledger_of_other_offsets_is_refused(desk: Desk) -> None:
-    desk.log.publish(FIRST, trades(range(10)))
-    assert desk.writer().drain()
-    first = ledger_path(desk)
-    desk.log.publish(FIRST, trades(range(10, 20)))
-    assert desk.writer().drain()
-    second = ledger_path(desk)
-    content = first.read_bytes()
-    second.write_bytes(content)
-    with pytest.raises(OperatorNeeded, match="the key says"):
-        desk.writer().step()
-    second.write_bytes(content[: len(content) // 2])
-    with pytest.raises(OperatorNeeded):
-        desk.writer().step()
-    second.unlink()
-    with pytest.raises(OperatorNeeded, match="is gone"):
-        desk.writer().step()
-
-
-def test_a_seal_closes_a_gap_for_good(desk: Desk) -> None:
-    desk.log.publish(FIRST, trades([1, 2, 3, 7, 8]))
-    writer = desk.writer()
-    assert writer.drain()
-    assert writer.status().open_gaps == 1
-    desk.log.append(FIRST, *encode_seal(Seal("binance", "BTCUSDT", "", 3, 6, "the exchange has forgotten them")))
-    assert writer.drain()
-    assert writer.status().open_gaps == 0
-
-
-def test_a_catalog_that_is_away_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.log.publish(FIRST, trades(range(10)))
-    writer = desk.writer()
-    until(writer, "rows_pending", 10)
-    metadata = Path(str(local_path(open_table(desk.folder).location()))) / "metadata"
-    catalog = writer._catalog
-    assert catalog is not None
-
-    def away(*_: Any, **__: Any) -> Any:
-        raise OSError("no route to host")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(catalog, "commit_table", away)
-        patch.setattr(catalog, "load_table", away)
-        for _ in range(3):
-            with pytest.raises(CatalogUnavailable):
-                writer.drain()
-        assert metadata.exists()
-    assert writer.drain()
-    assert desk.ids() == list(range(10))
-
-
-def test_the_broker_is_not_asked_for_lag_with_every_batch(desk: Desk) -> None:
-    """Trap 22: asking cost 1.7 s a batch, 488 instead of 3,660 messages a second."""
-    writer = desk.writer(max_records=1)
-    writer.position()
-    asked = desk.log.questions
-    for start in range(0, 500, 10):
-        desk.log.publish(FIRST, trades(range(start, start + 10)))
-    until(writer, "rows_pending", 500)
-    assert desk.log.questions == asked
-    assert writer.status().lag_trades == 0
-
-
-def test_lag_counts_trades_not_records(desk: Desk) -> None:
-    writer = desk.writer(max_records=1)
-    for start in range(0, 5_000, 100):
-        desk.log.publish(FIRST, trades(range(start, start + 100)))
-    until(writer, "records", 40)
-    assert 900 <= writer.status().lag_trades <= 1_100
-
-
-def test_freshness_is_measured_at_the_commit(desk: Desk) -> None:
-    writer = desk.writer(settings=lake_settings(desk.folder, interval_s=5), clock=desk.clock)
-    desk.log.publish(FIRST, trades(range(100), start_us=NOON_US, step_us=0))
-    until(writer, "rows_pending", 100)
-    desk.clock.advance(6)
-    until(writer, "commits", 1)
-    assert writer.status().freshness_p50_s == pytest.approx(6, rel=0.2)
-    assert Counter(desk.ids()) == Counter(range(100))
-
-
-def test_a_second_exchange_topic_that_appears_later_starts_at_its_beginning(desk: Desk, tmp_path: Path) -> None:
-    desk.log.publish(FIRST, trades(range(10)))
-    assert desk.writer().drain()
-    more = MemoryLog({"market.crypto.agg_trades.binance": 2})
-    desk.log.partitions.update(more.partitions)
-    desk.log.low.update(more.low)
-    desk.log.topic_ids["market.crypto.agg_trades.binance"] = "id-agg"
-    desk.log.publish(("market.crypto.agg_trades.binance", 0), trades(range(5), space="agg"))
-    desk.log.publish(FIRST, trades(range(10, 12)))
-    settings = load_settings(
-        arguments={
-            "data_dir": str(tmp_path),
-            "exchanges": {"binance": {"channels": ["trades", "agg_trades", "quotes"]}},
-        },
-        environ={},
-    )
-    assert desk.writer(settings=settings).drain()
-    assert desk.ids() == sorted([*range(12), *range(5)])
-
-
-def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
-    """Trap 27: consumer-lag metrics were never set."""
-
-    def value(name: str, **labels: str) -> float:
-        return REGISTRY.get_sample_value(name, {"table": "trades", **labels}) or 0.0
-
-    names = ("committed_rows_total", "duplicate_rows_total", "unstorable_records_total", "worlds_moved_total")
-    before = {name: value(f"k2ray_{name}") for name in names}
-    jumps = {kind: value("k2ray_offset_jumps_total", kind=kind) for kind in ("hole", "rewind")}
-    restarts = value("k2ray_ledger_events_total", kind="space_opened")
-    seconds = value("k2ray_commit_seconds_count")
-    desk.log.publish(FIRST, trades([1, 2, 3, 7, 8]))
-    desk.log.publish(FIRST, trades([7, 8]))
-    desk.log.append(FIRST, b"junk", [])
-    zombie = desk.writer()
-    until(zombie, "rows_pending", 5)
-    assert desk.writer().drain()
-    assert value("k2ray_open_gaps") == 1
-    assert zombie.drain()
-    for name in names:
-        assert value(f"k2ray_{name}") > before[name], name
-    assert value("k2ray_commit_seconds_count") > seconds
-    slow = desk.writer(max_records=1)
-    for start in range(0, 1_000, 100):
-        desk.log.publish(FIRST, trades(range(start + 100, start + 200)))
-    until(slow, "records", 2)
-    assert value("k2ray_writer_lag_trades") > 0
-    desk.log.publish(FIRST, trades(range(1, 50), start_us=NOON_US + 3_600_000_000))
-    assert slow.drain()
-    assert value("k2ray_ledger_events_total", kind="space_opened") > restarts
-    desk.log.low[SECOND] = 0
-    del desk.log.partitions[FIRST][5:]
-    desk.writer().position()
-    for start in range(3_000, 3_300, 100):
-        desk.log.publish(FIRST, trades(range(start, start + 100)))
-    desk.log.low[FIRST] = 7
-    desk.writer().position()
-    for kind, count in jumps.items():
-        assert value("k2ray_offset_jumps_total", kind=kind) > count, kind
