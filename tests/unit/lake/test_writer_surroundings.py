@@ -1,4 +1,4 @@
-"""The writer when its surroundings misbehave: logs that lose records, other topics, an absent catalog; what it reports."""
+"""The writer when things around it fail: logs that lose records, other topics, an absent catalog; what it reports."""
 
 from __future__ import annotations
 
