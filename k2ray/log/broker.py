@@ -23,7 +23,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,7 +160,7 @@ class LocalBroker:
         java = find_java(self._environ)
         jars = fetch_jars(self._environ, self._report)
         port, controller = self._ports(known)
-        cluster_id = known.cluster_id if known else _new_cluster_id()
+        cluster_id = known.cluster_id if known else new_cluster_id()
         properties = write_configuration(self._folder, self._layout.logs, port, controller)
         command = [java, f"-Xmx{self._heap_bytes}", f"-Xms{min(self._heap_bytes, 67_108_864)}", *_JVM]
         command += [f"-XX:ErrorFile={self._folder}/hs_err_%p.log", "-cp", f"{jars}/*"]
@@ -327,5 +327,9 @@ def _gone(process: psutil.Process, patience_s: float) -> bool:
     return True
 
 
-def _new_cluster_id() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+def new_cluster_id(draw: Callable[[], uuid.UUID] = uuid.uuid4) -> str:
+    """Return a new id in Kafka's form. None begins with a dash: its tools would take one of 64 for an option."""
+    while True:
+        cluster_id = base64.urlsafe_b64encode(draw().bytes).decode().rstrip("=")
+        if not cluster_id.startswith("-"):
+            return cluster_id
