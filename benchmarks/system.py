@@ -15,6 +15,7 @@ import httpx
 import psutil
 import yaml
 
+from k2ray.exchanges.binance_decode import STREAMS
 from k2ray.settings import Settings, load_settings
 from k2ray.sim.process import Sim, running_sim
 
@@ -90,7 +91,6 @@ def running_system(
     channels: Sequence[str] = ("trades",),
     connections: int = 1,
     transport: str = "websockets",
-    overrides: dict[str, Any] | None = None,
 ) -> Iterator[System]:
     """Run all of it in `folder` until the block ends.
 
@@ -101,31 +101,13 @@ def running_system(
         channels: What is recorded, and generated.
         connections: WebSocket connections, each a feed actor.
         transport: `websockets` or `picows`.
-        overrides: More settings.
     """
-    streams = {"trades": "trade", "agg_trades": "aggTrade", "quotes": "bookTicker"}
-    arguments = ["--channels", ",".join(streams[channel] for channel in channels)]
+    arguments = ["--channels", ",".join(STREAMS[channel] for channel in channels)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with running_sim(folder, rate=rate, symbols=symbols, arguments=arguments) as sim:
-        config: dict[str, Any] = {
-            "data_dir": "./data",
-            "tls": {"ca_file": str(sim.ca_file.resolve())},
-            "ray": {"dashboard": False},
-            "exchanges": {
-                "binance": {
-                    "ws_url": sim.ws_url,
-                    "rest_url": sim.rest_url,
-                    "channels": list(channels),
-                    "symbols": list(symbols),
-                    "connections": connections,
-                }
-            },
-            "feed": {"transport": transport},
-            "api": {"port": port},
-            **(overrides or {}),
-        }
+        config = sim.config(symbols=symbols, channels=channels, port=port, transport=transport, connections=connections)
         (folder / "k2ray.yaml").write_text(yaml.safe_dump(config))
         k2ray("up", folder)
         system = System(sim, load_settings(folder / "k2ray.yaml", environ={}), f"http://127.0.0.1:{port}")

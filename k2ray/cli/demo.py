@@ -83,7 +83,8 @@ def demo(
 
 def _record(sim: Sim, config: Path, port: int, transport: str, seconds: float | None) -> None:
     """Bring k2ray up, show it working until the end, and bring it down: the exchange first, so that all can drain."""
-    _write_config(config, sim, port, transport)
+    settings = sim.config(symbols=SYMBOLS, channels=("trades", "quotes"), port=port, transport=transport)
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
     try:
         _step("k2ray up: broker, topics, tables, Ray, supervisor, feeds, writers, API")
         _k2ray("up", config, check=True)
@@ -141,25 +142,6 @@ def _choose_port(wanted: int | None) -> int:
             chosen: int = probe.getsockname()[1]
             return chosen
     raise TryAgain("no free port on 127.0.0.1")
-
-
-def _write_config(config: Path, sim: Sim, port: int, transport: str) -> None:
-    settings = {
-        "data_dir": "./data",
-        "tls": {"ca_file": str(sim.ca_file.resolve())},
-        "ray": {"dashboard": False},
-        "exchanges": {
-            "binance": {
-                "ws_url": sim.ws_url,
-                "rest_url": sim.rest_url,
-                "channels": ["trades", "quotes"],
-                "symbols": list(SYMBOLS),
-            }
-        },
-        "feed": {"transport": transport},
-        "api": {"port": port},
-    }
-    config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def _k2ray(command: str, config: Path, *, check: bool, quiet: bool = False) -> None:

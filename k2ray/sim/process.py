@@ -59,6 +59,27 @@ class Sim:
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         return context
 
+    def config(
+        self, *, symbols: Sequence[str], channels: Sequence[str], port: int, transport: str, connections: int = 1
+    ) -> dict[str, Any]:
+        """Return the content of a k2ray.yaml beside the data that records this exchange; the API listens on `port`."""
+        return {
+            "data_dir": "./data",
+            "tls": {"ca_file": str(self.ca_file.resolve())},
+            "ray": {"dashboard": False},
+            "exchanges": {
+                "binance": {
+                    "ws_url": self.ws_url,
+                    "rest_url": self.rest_url,
+                    "channels": list(channels),
+                    "symbols": list(symbols),
+                    "connections": connections,
+                }
+            },
+            "feed": {"transport": transport},
+            "api": {"port": port},
+        }
+
     def get(self, path: str, **params: Any) -> Any:
         """Return the JSON answer to a GET, which must be 200."""
         with httpx.Client(verify=self.tls(), timeout=30) as client:
