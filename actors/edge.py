@@ -30,7 +30,7 @@ from ray.exceptions import (
 from actors.child import pid_space
 from actors.lives import Fault
 from actors.names import SUPERVISOR, ActorName
-from k2ray.errors import BadInput, OperatorNeeded, SupervisorUnavailable
+from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable
 
 HEALTH_GROUP = "health"
 """Health questions have their own threads: in the loop of an overloaded feed they took 0.8 s instead of 11 ms."""
@@ -59,17 +59,30 @@ def _make_remote(plain: type[Any], health_methods: Iterable[str]) -> Any:
     return ray.remote(**options)(plain)
 
 
-def start_child(name: ActorName, class_path: str, settings_json: str, namespace: str) -> Any:
-    """Make a new actor of this name; returns its handle at once, before it is up."""
+def start_child(name: ActorName, class_path: str, settings_json: str, namespace: str, code: str | None = None) -> Any:
+    """Make a new actor of this name; returns its handle at once, before it is up.
+
+    Args:
+        name: Its own.
+        class_path: `module:Class`.
+        settings_json: `Settings.to_json()`.
+        namespace: `DataDir.namespace`.
+        code: Folder that its modules are imported from; None: what is installed.
+    """
     remote = _make_remote(load_class(class_path), ["health", "metrics"])
-    options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0)
+    options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0, **_code_options(code))
     return remote.options(**options).remote(str(name), settings_json)
 
 
-def start_supervisor(namespace: str, data_dir: str) -> Any:
+def _code_options(code: str | None) -> dict[str, Any]:
+    return {} if code is None else {"runtime_env": {"env_vars": {"PYTHONPATH": f"{code}:${{PYTHONPATH}}"}}}
+
+
+def start_supervisor(namespace: str, data_dir: str, code: str | None = None) -> Any:
     """Make the supervisor, or find the one that lives; Ray itself restarts it, with these same arguments."""
     remote = _make_remote(load_class("actors.supervisor:Supervisor"), ["status"])
     options = dict(_KEPT, name=SUPERVISOR, namespace=namespace, max_restarts=-1, get_if_exists=True)
+    options |= _code_options(code)
     return remote.options(**options).remote(data_dir)
 
 
@@ -97,18 +110,42 @@ def list_children(namespace: str) -> frozenset[ActorName]:
     return frozenset(found)
 
 
-def ask(handle: Any, method: str, *arguments: Any, timeout_s: float) -> Any:
+def ask(handle: Any, method: str, *arguments: Any, timeout_s: float, **named: Any) -> Any:
     """Call a method and wait for the answer, for scripts and threads.
 
     Raises:
         SupervisorUnavailable: No answer in time, or the actor died.
+        K2rayError: What the method raised, if it is one of ours.
     """
     try:
-        return ray.get(getattr(handle, method).remote(*arguments), timeout=timeout_s)
+        return ray.get(getattr(handle, method).remote(*arguments, **named), timeout=timeout_s)
+    except RayTaskError as error:
+        own = own_error(error)
+        if own is error:
+            raise
+        raise own from error
     except GetTimeoutError:
         raise SupervisorUnavailable(f"no answer to {method}() within {timeout_s:g} s") from None
     except RayActorError as error:
         raise SupervisorUnavailable(f"died before it answered {method}(): {first_line(error)}") from error
+
+
+def own_error(error: RayTaskError) -> BaseException:
+    """Return what an actor's method raised, if it is one of our errors, else the error as Ray gives it."""
+    cause = error.cause
+    return cause if isinstance(cause, K2rayError) else error
+
+
+async def answer(handle: Any, method: str, *arguments: Any) -> Any:
+    """Call a method and await the answer, from an actor's event loop; the caller sets the deadline.
+
+    Raises:
+        SupervisorUnavailable: The actor died or is away. What the method itself raises comes through.
+    """
+    try:
+        return await getattr(handle, method).remote(*arguments)
+    except RayActorError as error:
+        raise SupervisorUnavailable(f"away before it answered {method}(): {first_line(error)}") from None
 
 
 def why_ended(error: BaseException) -> tuple[str, Fault]:
@@ -156,6 +193,9 @@ def is_actor_process(pid: int) -> bool:
     except psutil.Error:
         return False
 
+
+TASK_ERROR = RayTaskError
+"""What a method of an actor raised, wrapped by Ray; `own_error` unwraps it."""
 
 RAY_ERRORS = (RayError, ValueError)
 """What a call on an actor may raise that is not the actor's own doing."""

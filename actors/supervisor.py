@@ -23,13 +23,14 @@ from prometheus_client import generate_latest
 from actors import edge
 from actors.broker_keeper import BrokerKeeper
 from actors.child import pid_space
+from actors.limits import LimitDesk
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
 from actors.report import count, describe
 from actors.wanted import Wanted, read_wanted, write_private
 from k2ray.clock import SystemClock
-from k2ray.errors import K2rayError, SupervisorUnavailable
+from k2ray.errors import BadInput, K2rayError, SupervisorUnavailable, TryAgain
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
 from k2ray.settings import Settings
@@ -38,6 +39,9 @@ LIST_INTERVAL_S = 1.0
 """How often Ray is asked who lives; only strays and lost lives are found this way, so it need not be quick."""
 
 METRICS_TIMEOUT_S = 1.0
+
+ORDER_TIMEOUT_S = 30.0
+"""Longest wait for the answer to an operator's order; a role that needs longer answers first and works afterwards."""
 
 STATUS_STALE_S = 15.0
 """A status older than this means that the supervisor's loop hangs while its process lives."""
@@ -92,6 +96,7 @@ class Supervisor:
         self._wanted_seen: tuple[int, int] | None = None
         self._reconciler: Reconciler | None = None
         self._keeper: BrokerKeeper | None = None
+        self._limits = LimitDesk(self._layout.run)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._handles: dict[ActorName, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,6 +131,71 @@ class Supervisor:
         """Look at the wanted state at once instead of at the next turn."""
         self._read_wanted()
 
+    async def order(self, logical: str, order: str, **arguments: Any) -> dict[str, Any]:
+        """Hand an operator's order to the generation that does the work, and return its answer.
+
+        Raises:
+            BadInput: Nobody of that name works now, or its role takes no such order.
+            TryAgain: It did not answer in time, or died meanwhile.
+        """
+        name = self._at_work(logical)
+        try:
+            answer: dict[str, Any] = await asyncio.wait_for(
+                _awaited(self._handles[name].order.remote(order, **arguments)), ORDER_TIMEOUT_S
+            )
+        except edge.TASK_ERROR as error:
+            raise edge.own_error(error) from None
+        except edge.RAY_ERRORS as error:
+            raise TryAgain(f"{name} did not carry out {order!r}: {edge.first_line(error)}") from None
+        except TimeoutError:
+            raise TryAgain(f"{name} did not answer to {order!r} within {ORDER_TIMEOUT_S:g} s") from None
+        return answer
+
+    async def replace(self, logical: str, reason: str = "operator", release: str | None = None) -> dict[str, Any]:
+        """Replace a child, make before break; returns at once, `status` shows how it goes on.
+
+        Args:
+            logical: Its name without generation.
+            reason: `operator`, `deploy`: a metric's label, so one of few.
+            release: A name in the wanted state that the new generation runs; None: what the old one does.
+
+        Returns:
+            `generation`: the new one's number. In `status`, the actor's `replacement` has this generation with
+            `outcome` `under way`, then `done` or `failed` with `why`; `release` is what the generation at work runs.
+
+        Raises:
+            BadInput: It cannot be replaced now; the message says why. Nothing was begun.
+        """
+        self._read_wanted()
+        if self._reconciler is None:
+            raise BadInput("nothing is wanted yet")
+        generation = self._reconciler.replace(logical, reason, self._clock.monotonic_s(), release=release)
+        self._log.info("replace", child=logical, reason=reason, release=release, generation=generation)
+        return {"generation": generation}
+
+    def _at_work(self, logical: str) -> ActorName:
+        child = self._reconciler.children.get(logical) if self._reconciler is not None else None
+        life = child.current if child is not None else None
+        if life is None or life.name not in self._handles:
+            raise BadInput(f"no actor {logical!r} runs now")
+        return life.name
+
+    async def permit(self, exchange: str, resource: str, amount: int) -> float:
+        """Grant `amount` of an exchange's limit (0) or return the seconds to wait; ask through `limits.Permits`."""
+        return self._limits.permit(exchange, resource, amount)
+
+    async def ban(self, exchange: str, resource: str, for_s: float) -> None:
+        """Grant nothing of it for so long: the exchange said so."""
+        self._limits.ban(exchange, resource, for_s)
+
+    async def observe(self, exchange: str, resource: str, used: int) -> None:
+        """Take note of what the exchange itself counts."""
+        self._limits.observe(exchange, resource, used)
+
+    async def budgets(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return exchange -> resource -> `left`, `limit`, `banned_s`."""
+        return self._limits.describe()
+
     async def _loop(self) -> None:
         while True:
             interval_s = 0.25
@@ -156,7 +226,9 @@ class Supervisor:
             self._keeper.tick(now_s)
         self._remember()
         count(reconciler)
-        self._status = describe(reconciler, self._keeper.status() if self._keeper else None, self._births)
+        assert self._wanted is not None
+        broker = self._keeper.status() if self._keeper else None
+        self._status = describe(reconciler, broker, self._births, self._wanted)
 
     def _read_wanted(self) -> None:
         try:
@@ -172,11 +244,13 @@ class Supervisor:
             return
         self._wanted = wanted
         self._settings = Settings.from_json(wanted.settings)
+        self._limits.configure(self._settings)
         if self._reconciler is None:
             self._reconciler = Reconciler(self._settings.supervision, random.Random())
             memory = self._recall()
             self._births = int(memory.get("births", 0)) + 1
             self._reconciler.recall(memory)
+        self._reconciler.follow(self._settings.supervision)
         self._reconciler.want(wanted.actors, wanted.epoch)
         self._reconciler.stop(wanted.stopping)
         if wanted.local_broker and self._keeper is None:
@@ -191,10 +265,10 @@ class Supervisor:
             reason = getattr(instruction, "reason", None)
             self._log.info(type(instruction).__name__.lower(), child=str(name), reason=reason)
         match instruction:
-            case Start():
-                self._spawn(self._live(name, new=True))
+            case Start(release=release):
+                self._spawn(self._live(name, release))
             case Attach():
-                self._spawn(self._live(name, new=False))
+                self._spawn(self._live(name, None))
             case Ask():
                 self._spawn(self._ask(name))
             case Drain():
@@ -203,12 +277,13 @@ class Supervisor:
                 self._handles.pop(name, None)
                 self._spawn(asyncio.to_thread(edge.kill, str(name), self._layout.namespace, pid, node))
 
-    async def _live(self, name: ActorName, *, new: bool) -> None:
-        """Make or find the actor and await its `run()`, once for each life: a task a turn would leak."""
+    async def _live(self, name: ActorName, release: str | None) -> None:
+        """Make (with a release) or find the actor and await its `run()`; once a life, a task a turn would leak."""
         try:
-            if new:
+            if release is not None:
                 assert self._wanted is not None
-                arguments = (name, self._wanted.actors[name.logical], self._wanted.settings, self._layout.namespace)
+                run = self._wanted.contents(release)
+                arguments = (name, self._wanted.actors[name.logical], run.settings, self._layout.namespace, run.code)
                 handle = await asyncio.to_thread(edge.start_child, *arguments)
             else:
                 handle = await asyncio.to_thread(edge.find, str(name), self._layout.namespace)

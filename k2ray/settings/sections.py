@@ -32,6 +32,9 @@ class Tls(Section):
     """Whom to trust. Verification cannot be turned off; tests bring their own CA."""
 
     ca_file: Path | None = Field(None, description="PEM file of CAs to trust instead of the system's.")
+    crl_file: Path | None = Field(
+        None, description="PEM file of revocation lists, one of each CA; certificates on them are refused."
+    )
 
 
 class RaySettings(Section):
@@ -48,6 +51,16 @@ class RaySettings(Section):
     )
 
 
+class ExchangeLimits(Section):
+    """What the exchange lets one address do; lower where other programs share the address."""
+
+    connects: Annotated[int, Field(ge=5)] = Field(300, description="WebSocket connects within connects_window_s.")
+    connects_window_s: PositiveFloat = Field(300, description="The window that connects are counted in.")
+    weight: Annotated[int, Field(ge=50)] = Field(6000, description="Weight of REST requests within weight_window_s.")
+    weight_window_s: PositiveFloat = Field(60, description="The window that weight is counted in.")
+    messages_per_s: Annotated[int, Field(ge=2)] = Field(5, description="Messages to the exchange per connection.")
+
+
 class ExchangeSettings(Section):
     """One exchange: where it is and what to record of it."""
 
@@ -62,6 +75,10 @@ class ExchangeSettings(Section):
     connections: Annotated[int, Field(ge=1)] = Field(
         1, description="Feed i owns the partitions p with p mod connections = i; at most kafka.partitions."
     )
+    redundancy: Annotated[int, Field(ge=1, le=2)] = Field(
+        1, description="2: each feed twice, on different nodes where there are any; losing one loses nothing."
+    )
+    limits: ExchangeLimits = Field(default_factory=ExchangeLimits, description="What the exchange allows.")
 
     @field_validator("ws_url")
     @classmethod
@@ -127,9 +144,20 @@ class Feed(Section):
     transport: Literal["websockets", "picows"] = Field(
         "websockets", description="picows is the fast one (pip install 'k2ray[picows]')."
     )
-    stale_after_s: PositiveFloat = Field(30, description="Without a frame for this long: probe, then reconnect.")
-    ping_interval_s: PositiveFloat = Field(180, description="Our own ping's interval.")
-    pong_timeout_s: PositiveFloat = Field(10, description="Without a pong for this long: reconnect.")
+    stale_after_s: PositiveFloat = Field(30, description="Without a frame for this long: probe, then rotate.")
+    ping_interval_s: Annotated[float, Field(ge=30, le=600)] = Field(180, description="Our own ping's interval.")
+    pong_timeout_s: Annotated[float, Field(ge=5, le=60)] = Field(
+        10, description="Without a pong for this long: rotate to a new connection."
+    )
+    rotate_every_s: Annotated[float, Field(ge=3600, le=86_400)] = Field(
+        14_400, description="A connection this old is replaced, make before break."
+    )
+    rotate_jitter: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.1, description="Up to this part of rotate_every_s earlier, at random: feeds do not rotate together."
+    )
+    time_compression: Annotated[float, Field(ge=1)] = Field(
+        1, description="Divides schedules (rotate_every_s, ping_interval_s), never timeouts; for tests and soaks."
+    )
     connect_timeout_s: PositiveFloat = Field(10, description="TCP, TLS and WebSocket handshake together.")
     backoff_initial_s: PositiveFloat = Field(1, description="First reconnect delay's upper bound; doubles.")
     backoff_max_s: PositiveFloat = Field(60, description="Largest reconnect delay's upper bound.")
@@ -192,9 +220,24 @@ class Upkeep(Section):
 
     interval_s: PositiveFloat = Field(30, description="Seconds between looks at a table.")
     snapshots_kept: Annotated[int, Field(ge=2)] = Field(100, description="Newest snapshots that stay.")
-    expire_every: PositiveInt = Field(50, description="Snapshots above snapshots_kept before an expiry.")
+    expire_every: PositiveInt = Field(20, description="Snapshots above snapshots_kept before an expiry.")
     metadata_versions_kept: PositiveInt = Field(10, description="Old metadata.json files that stay.")
-    tag_retention_s: PositiveInt = Field(604_800, description="How long the hourly as-of tags stay.")
+    tag_retention_s: PositiveInt = Field(
+        604_800, description="How long as-of tags stay: one an hour for a day, then one every six hours."
+    )
+    compact: bool = Field(True, description="Whether small files of closed hours are compacted.")
+    compact_target_bytes: Annotated[int, Field(ge=1_048_576)] = Field(
+        134_217_728, description="Size of a compacted file; files below half of it are small."
+    )
+    compact_min_files: Annotated[int, Field(ge=2)] = Field(
+        8, description="Small files of one closed hour before they are compacted (2 once the day is over)."
+    )
+    compact_settle_s: PositiveFloat = Field(
+        300, description="An hour is closed this long after its end, and a file joins this long after its commit."
+    )
+    look_budget_s: PositiveFloat = Field(
+        20, description="No new compaction begins in one look at a table after this many seconds."
+    )
 
 
 class Lake(Section):
@@ -206,7 +249,7 @@ class Lake(Section):
         "market", description="Iceberg namespace of the tables."
     )
     commit: Commit = Field(default_factory=Commit, description="When to commit.")
-    upkeep: Upkeep = Field(default_factory=Upkeep, description="Expiry.")
+    upkeep: Upkeep = Field(default_factory=Upkeep, description="Compaction, expiry, removal of orphans.")
 
 
 class Supervision(Section):
@@ -221,6 +264,12 @@ class Supervision(Section):
     backoff_max_s: PositiveFloat = Field(30, description="Largest restart delay's upper bound.")
     crash_loop_restarts: PositiveInt = Field(8, description="This many crashes within crash_loop_s: failed.")
     crash_loop_s: PositiveFloat = Field(120, description="The window that crashes are counted in.")
+    overlap_s: Annotated[float, Field(ge=0)] = Field(
+        2, description="A feed's new generation delivers beside the old one for this long before the old one stops."
+    )
+    replace_pause_s: PositiveFloat = Field(
+        600, description="Shortest time between two replacements for memory; doubles while they do not help."
+    )
 
 
 class Api(Section):
