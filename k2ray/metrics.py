@@ -1,20 +1,56 @@
 """Every metric that k2ray exports, one block a module; docs list them, and each has a test that makes it move.
 
-Names are `k2ray_<noun>_<unit>`; prometheus-client adds `_total` to counters.
+One rule for names, held by a test: `k2ray_<part>_<what>[_<unit>]`. The unit is a base unit (`seconds`, `bytes`, `ratio`) and
+absent where things are counted; counters are named without `_total`, which prometheus-client adds; an age or a delay is
+`_seconds`, a moment is never exported. Labels come from `LABELS`: each has few values for the life of a system, so no
+symbol, no generation, no pid and no free text is a label. An actor's own metrics get the label `actor` when they are
+collected (`actors/exposition.py`); only who speaks of others, the supervisor, sets it.
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+# A second series for each counter, which nobody asks for.
+disable_created_metrics()
+
+LABELS = {
+    "actor": "Logical name, without the generation: `feed:binance:0`, `writer:trades`.",
+    "cause": "Why something was put aside: `malformed`, `unknown`, `out_of_range`, `refused`.",
+    "channel": "`trades`, `quotes`, as in the settings.",
+    "client": "Logical name of the actor whose Kafka client it is.",
+    "exchange": "`binance`.",
+    "feed": "Index of a feed of its exchange.",
+    "kind": "Of an event: each metric says which.",
+    "outcome": "Of an attempt: each metric says which.",
+    "quantile": "`0.5`, `0.99`.",
+    "reason": "Why, one of a fixed list: each metric says which.",
+    "resource": "What an exchange limits: `connects`, `weight`.",
+    "role": "First part of an actor's name.",
+    "route": "Of the HTTP API, never the URL.",
+    "source": "`feed` or the topic's name: who met it.",
+    "status": "HTTP status.",
+    "symbol_class": "Asset class of the symbols, such as `crypto`; symbols themselves would be thousands of series.",
+    "table": "`trades`, `quotes`.",
+    "topic": "Kafka topic.",
+}
+"""Every label that a metric may have."""
 
 # log/producer.py
 PRODUCED_ROWS = Counter("k2ray_produced_rows", "Rows that Kafka has confirmed.", ["topic"])
 PRODUCE_FAILURES = Counter("k2ray_produce_failures", "Records that Kafka did not take in time.", ["topic"])
 PRODUCE_QUEUE_BYTES = Gauge("k2ray_produce_queue_bytes", "Bytes sent to Kafka and not yet confirmed.", ["client"])
 SPOOL_BYTES = Gauge("k2ray_spool_bytes", "Bytes on disk that wait for Kafka.", ["client"])
+PRODUCE_SECONDS = Histogram(
+    "k2ray_produce_seconds",
+    "Seconds from a record's way into the client to Kafka's confirmation.",
+    ["client"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+SPOOL_LIMIT_BYTES = Gauge("k2ray_spool_limit_bytes", "Bytes that the spool may take before rows are shed.", ["client"])
 SHED_ROWS = Counter("k2ray_shed_rows", "Rows given up since the spool was full.", ["topic"])
 DEAD_LETTERS = Counter(
-    "k2ray_dead_letters", "Frames and records put aside with their raw bytes.", ["exchange", "source"]
+    "k2ray_dead_letters", "Frames and records put aside with their raw bytes.", ["exchange", "source", "cause"]
 )
 
 # log/lag.py
@@ -22,7 +58,10 @@ BROKER_QUESTIONS = Counter("k2ray_broker_questions", "Times that Kafka was asked
 
 # feed/session.py
 FEED_FRAMES = Counter("k2ray_feed_frames", "Frames received.", ["exchange", "feed"])
-FEED_ROWS = Counter("k2ray_feed_rows", "Rows handed to the producer.", ["exchange", "feed", "channel"])
+FEED_BYTES = Counter("k2ray_feed_bytes", "Bytes of frames received.", ["exchange", "feed"])
+FEED_ROWS = Counter(
+    "k2ray_feed_rows", "Rows handed to the producer.", ["exchange", "feed", "channel", "symbol_class"]
+)
 FEED_IGNORED = Counter("k2ray_feed_ignored_frames", "Frames of streams that nobody subscribed.", ["exchange", "feed"])
 FEED_CONNECTS = Counter("k2ray_feed_connects", "Attempts to connect, by outcome.", ["exchange", "feed", "outcome"])
 FEED_DATA_AGE = Gauge("k2ray_feed_data_age_seconds", "Seconds since the last frame.", ["exchange", "feed"])
@@ -49,15 +88,58 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 WRITER_LAG_TRADES = Gauge("k2ray_writer_lag_trades", "Rows in Kafka behind the writer's read position.", ["table"])
+WRITER_LAG_SECONDS = Gauge(
+    "k2ray_writer_lag_seconds", "Age of the newest record read while more wait behind it, else 0.", ["table"]
+)
+FRESHNESS_SECONDS = Gauge(
+    "k2ray_freshness_seconds", "Event time to commit, of the newest commits' rows: a quantile.", ["table", "quantile"]
+)
+COMMIT_WAIT_SECONDS = Gauge(
+    "k2ray_commit_wait_seconds", "Seconds that the oldest row in the writer has waited for its commit.", ["table"]
+)
+WRITER_RETRIES = Counter(
+    "k2ray_writer_retries", "Steps to try again, by what was away (catalog, broker, other).", ["table", "reason"]
+)
 OPEN_GAPS = Gauge("k2ray_open_gaps", "Missing id ranges that may still be filled.", ["table"])
 WORLDS_MOVED = Counter("k2ray_worlds_moved", "Times that somebody else had committed.", ["table"])
 OFFSET_JUMPS = Counter("k2ray_offset_jumps", "Holes and rewinds of the log that were recorded.", ["table", "kind"])
 LEDGER_EVENTS = Counter("k2ray_ledger_events", "Restarted ids, strays, holes given up.", ["table", "kind"])
 
-# actors/report.py
-ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["name"])
-ACTOR_FAILED = Gauge(
-    "k2ray_actor_failed", "1 once the actor was given up after crashes; `k2ray up` brings it back.", ["name"]
+# lake/upkeep.py
+TABLE_FILES = Gauge("k2ray_table_files", "Data files of the newest snapshot.", ["table"])
+TABLE_SMALL_FILES = Gauge("k2ray_table_small_files", "Those of them below half of the compaction's target.", ["table"])
+TABLE_SNAPSHOTS = Gauge("k2ray_table_snapshots", "Snapshots that the table's metadata holds.", ["table"])
+TABLE_METADATA_BYTES = Gauge("k2ray_table_metadata_bytes", "Size of the newest metadata.json.", ["table"])
+SNAPSHOTS_EXPIRED = Counter("k2ray_snapshots_expired", "Snapshots that upkeep has removed.", ["table"])
+ORPHANS_REMOVED = Counter(
+    "k2ray_orphans_removed", "Files deleted since nothing names them, or will, by kind.", ["table", "kind"]
 )
-ACTOR_RESTARTS = Gauge("k2ray_actor_restarts_count", "Times that the actor had to be started anew.", ["name"])
-ACTOR_RSS_BYTES = Gauge("k2ray_actor_rss_bytes", "Resident memory of the actor's process.", ["name"])
+UPKEEP_SECONDS = Histogram(
+    "k2ray_upkeep_seconds",
+    "Seconds of one look at a table.",
+    ["table"],
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300),
+)
+DISK_FREE_BYTES = Gauge("k2ray_disk_free_bytes", "Room below data_dir and the warehouse.", ["place"])
+
+# lake/compaction.py
+COMPACTIONS = Counter(
+    "k2ray_compactions", "Compactions by outcome: done, gave_way (to a newer commit), refused.", ["table", "outcome"]
+)
+COMPACTED_FILES = Counter("k2ray_compacted_files", "Small files that were replaced.", ["table"])
+COMPACTED_ROWS = Counter("k2ray_compacted_rows", "Rows that were written anew, unchanged.", ["table"])
+COMPACTED_BYTES = Counter("k2ray_compacted_bytes", "Bytes of the files that replaced small ones.", ["table"])
+
+# actors/report.py
+ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["actor"])
+ACTOR_FAILED = Gauge(
+    "k2ray_actor_failed", "1 once the actor was given up after crashes; `k2ray up` brings it back.", ["actor"]
+)
+ACTOR_RESTARTS = Gauge("k2ray_actor_restarts", "Times that the actor had to be started anew.", ["actor"])
+ACTOR_RSS_BYTES = Gauge("k2ray_actor_rss_bytes", "Resident memory of the actor's process.", ["actor"])
+
+# actors/supervisor.py, serve/status.py
+METRICS_AGE_SECONDS = Gauge(
+    "k2ray_metrics_age_seconds", "Seconds since the actor gave its metrics; what is shown of it is that old.", ["actor"]
+)
+SUPERVISOR_UP = Gauge("k2ray_supervisor_up", "1 while the supervisor answers this replica in time.")
