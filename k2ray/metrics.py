@@ -1,18 +1,15 @@
 """Every metric that k2ray exports, one block a module; docs list them, and each has a test that makes it move.
 
-One rule for names, held by a test: `k2ray_<part>_<what>[_<unit>]`. The unit is a base unit (`seconds`, `bytes`, `ratio`) and
-absent where things are counted; counters are named without `_total`, which prometheus-client adds; an age or a delay is
-`_seconds`, a moment is never exported. Labels come from `LABELS`: each has few values for the life of a system, so no
+One rule for names, held by a test: `k2ray_<part>_<what>[_<unit>]`. The unit is a base unit (`seconds`, `bytes`, `ratio`)
+and absent where things are counted; counters are named without `_total`, which prometheus-client adds; an age or a
+delay is `_seconds`, a moment is never exported. Labels come from `LABELS`: each has few values for the life of a system, so no
 symbol, no generation, no pid and no free text is a label. An actor's own metrics get the label `actor` when they are
 collected (`actors/exposition.py`); only who speaks of others, the supervisor, sets it.
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
-
-# A second series for each counter, which nobody asks for.
-disable_created_metrics()
+from prometheus_client import Counter, Gauge, Histogram
 
 LABELS = {
     "actor": "Logical name, without the generation: `feed:binance:0`, `writer:trades`.",
@@ -59,9 +56,7 @@ BROKER_QUESTIONS = Counter("k2ray_broker_questions", "Times that Kafka was asked
 # feed/session.py
 FEED_FRAMES = Counter("k2ray_feed_frames", "Frames received.", ["exchange", "feed"])
 FEED_BYTES = Counter("k2ray_feed_bytes", "Bytes of frames received.", ["exchange", "feed"])
-FEED_ROWS = Counter(
-    "k2ray_feed_rows", "Rows handed to the producer.", ["exchange", "feed", "channel", "symbol_class"]
-)
+FEED_ROWS = Counter("k2ray_feed_rows", "Rows handed to the producer.", ["exchange", "feed", "channel", "symbol_class"])
 FEED_IGNORED = Counter("k2ray_feed_ignored_frames", "Frames of streams that nobody subscribed.", ["exchange", "feed"])
 FEED_CONNECTS = Counter("k2ray_feed_connects", "Attempts to connect, by outcome.", ["exchange", "feed", "outcome"])
 FEED_DATA_AGE = Gauge("k2ray_feed_data_age_seconds", "Seconds since the last frame.", ["exchange", "feed"])

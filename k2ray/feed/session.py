@@ -167,8 +167,10 @@ class FeedSession:
         labels = (exchange, str(index))
         self._frames_metric = metrics.FEED_FRAMES.labels(*labels)
         self._rows_metric = {
-            channel: metrics.FEED_ROWS.labels(*labels, channel) for channel in self._subscription.channels
+            channel: metrics.FEED_ROWS.labels(*labels, channel, self._adapter.asset_class)
+            for channel in self._subscription.channels
         }
+        self._bytes_metric = metrics.FEED_BYTES.labels(*labels)
         self._age_metric = metrics.FEED_DATA_AGE.labels(*labels)
         self._ignored_metric = metrics.FEED_IGNORED.labels(*labels)
         self._outcome_metric = {
@@ -325,8 +327,10 @@ class FeedSession:
         for dead in decoded.dead:
             source = f"feed:{self._exchange}:{self._index}/{connection}"
             self._producer.dead_letter(self._exchange, dead.raw, dead.reason, source=source, at_us=dead.received_us)
+        size = sum(map(len, gathered.frames))
         self._frames += len(gathered.frames)
-        self._bytes += sum(map(len, gathered.frames))
+        self._bytes += size
+        self._bytes_metric.inc(size)
         self._dead += len(decoded.dead)
         self._ignored += decoded.ignored
         self._frames_metric.inc(len(gathered.frames))

@@ -22,7 +22,7 @@ from pyiceberg.catalog import Catalog
 
 from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
-from k2ray.errors import K2rayError, WorldMoved
+from k2ray.errors import BrokerUnavailable, CatalogUnavailable, K2rayError, WorldMoved
 from k2ray.lake.catalog import open_catalog
 from k2ray.lake.commit import Faults, Landed, no_faults
 from k2ray.lake.freshness import Freshness
@@ -143,6 +143,7 @@ class TableWriter:
             TryAgain: Something is away. Nothing is lost; call again after a pause.
         """
         try:
+            metrics.COMMIT_WAIT_SECONDS.labels(self._name).set(self._waited_s())
             return self._step(max_wait_s)
         except WorldMoved as moved:
             log.warning("the world moved, positioning anew", table=self._name, reason=str(moved))
@@ -156,6 +157,7 @@ class TableWriter:
             self._lost = lost
             return StepReport()
         except K2rayError as error:
+            metrics.WRITER_RETRIES.labels(self._name, _what_was_away(error)).inc()
             self._update(trouble=f"{type(error).__name__}: {error}")
             raise
 
@@ -219,6 +221,7 @@ class TableWriter:
         rows, duplicates = world.take(records, self._clock.monotonic_s()) if records else (0, 0)
         lag_trades, lag_s = world.reading.lag(self._lag, self._clock.now_us())
         metrics.WRITER_LAG_TRADES.labels(self._name).set(lag_trades)
+        metrics.WRITER_LAG_SECONDS.labels(self._name).set(lag_s)
         self._update(
             records=self._status.records + len(records),
             duplicates=self._status.duplicates + duplicates,
@@ -276,6 +279,9 @@ class TableWriter:
             metrics.LEDGER_EVENTS.labels(self._name, event.kind).inc()
             log.warning("ledger", table=self._name, **asdict(event))
         self._freshness.note(batch.event_times, self._clock.now_us())
+        for quantile in (0.5, 0.99):
+            if (seconds := self._freshness.quantile_s(quantile)) is not None:
+                metrics.FRESHNESS_SECONDS.labels(self._name, str(quantile)).set(seconds)
         self._gaps = list(landing.gaps)
         self._last_commit_s = now
         self._note_progress(landed.progress)
@@ -319,6 +325,13 @@ class TableWriter:
         self._running = self._landing = self._world = None
         self._update(positioned=False, rows_pending=0)
 
+    def _waited_s(self) -> float:
+        """Return how long the oldest row that was read has waited for its commit."""
+        batches = [self._landing.batch] if self._landing else []
+        batches += [self._world.batch] if self._world else []
+        since = [batch.first_row_s for batch in batches if batch.first_row_s is not None]
+        return self._clock.monotonic_s() - min(since) if since else 0.0
+
     def _dead_letters(self) -> DeadLetters:
         if self._letters is None:
             self._letters = self._make_letters()
@@ -332,6 +345,15 @@ class TableWriter:
 
     def _update(self, **changes: Any) -> None:
         self._status = replace(self._status, **changes)
+
+
+def _what_was_away(error: K2rayError) -> str:
+    match error:
+        case CatalogUnavailable():
+            return "catalog"
+        case BrokerUnavailable():
+            return "broker"
+    return "other"
 
 
 def _open(gaps: Sequence[Gap]) -> int:

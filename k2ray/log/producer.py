@@ -29,6 +29,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BrokerUnavailable
+from k2ray.log.causes import cause_of
 from k2ray.log.client import client_config
 from k2ray.log.spool import Spool
 from k2ray.log.spool_file import SpoolRecord
@@ -120,6 +121,7 @@ class LogProducer:
             **settings.options,
         }
         self._producer = Producer(self._config)
+        self._seconds_metric = metrics.PRODUCE_SECONDS.labels(client_id)
         self._waiting: deque[SpoolRecord] = deque()
         self._replaying: dict[int, int] = {}
         self._replay_failed: set[int] = set()
@@ -178,7 +180,7 @@ class LogProducer:
         if len(raw) > _LARGEST_VALUE:
             headers.append(("truncated_from_bytes", str(len(raw)).encode()))
             raw = raw[:_LARGEST_VALUE]
-        metrics.DEAD_LETTERS.labels(exchange, source.partition(":")[0]).inc()
+        metrics.DEAD_LETTERS.labels(exchange, source.partition(":")[0].partition("[")[0], cause_of(reason)).inc()
         self.publish(dead_letter_topic(self._settings.topic_prefix, exchange), 0, raw, headers, rows=0)
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -199,6 +201,7 @@ class LogProducer:
             return
         self._spool.sync()
         metrics.SPOOL_BYTES.labels(self._client_id).set(self._spool.bytes)
+        metrics.SPOOL_LIMIT_BYTES.labels(self._client_id).set(self._spool.max_bytes)
         if now_s >= self._next_adopt_s:
             self._spool.adopt()
             self._next_adopt_s = now_s + _ADOPT_INTERVAL_S
@@ -280,6 +283,8 @@ class LogProducer:
         return True
 
     def _reporter(self, record: SpoolRecord, file: int | None) -> Callable[[KafkaError | None, Any], None]:
+        sent_s = self._clock.monotonic_s()
+
         def report(error: KafkaError | None, _message: Any) -> None:
             self._records_in_flight -= 1
             self._rows_in_flight -= record.rows
@@ -289,6 +294,7 @@ class LogProducer:
                 self._rows_delivered += record.rows
                 self._bytes_delivered += len(record.value)
                 metrics.PRODUCED_ROWS.labels(record.topic).inc(record.rows)
+                self._seconds_metric.observe(self._clock.monotonic_s() - sent_s)
             else:
                 self._failed(record, file, error)
             if file is not None:

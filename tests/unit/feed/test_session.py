@@ -270,11 +270,12 @@ async def test_the_feeds_metrics_move() -> None:
 
     names: dict[str, dict[str, str]] = {
         "k2ray_feed_frames_total": {},
-        "k2ray_feed_rows_total": {"channel": "trades"},
+        "k2ray_feed_rows_total": {"channel": "trades", "symbol_class": "crypto"},
         "k2ray_feed_ignored_frames_total": {},
         "k2ray_feed_connects_total": {"outcome": "opened"},
     }
     before = {name: value(name, **labels) for name, labels in names.items()}
+    size = value("k2ray_feed_bytes_total")
     failed = value("k2ray_feed_connects_total", outcome="failed")
     async with World(FakeExchange(refusals=1)) as world:
         await world.up()
@@ -288,6 +289,7 @@ async def test_the_feeds_metrics_move() -> None:
         "k2ray_feed_connects_total": 1,
     }
     assert value("k2ray_feed_connects_total", outcome="failed") - failed == 1
+    assert value("k2ray_feed_bytes_total") - size == len(trade(1)) + len(b'{"stream":"btcusdt@kline_1m","data":{}}')
 
 
 async def test_a_programming_error_while_connecting_ends_the_run() -> None:

@@ -127,6 +127,8 @@ def test_a_catalog_that_is_away_loses_nothing(desk: Desk, monkeypatch: pytest.Mo
     metadata = Path(str(local_path(open_table(desk.folder).location()))) / "metadata"
     catalog = writer._catalog
     assert catalog is not None
+    labels = {"table": "trades", "reason": "catalog"}
+    retries = REGISTRY.get_sample_value("k2ray_writer_retries_total", labels) or 0.0
 
     def away(*_: Any, **__: Any) -> Any:
         raise OSError("no route to host")
@@ -138,6 +140,7 @@ def test_a_catalog_that_is_away_loses_nothing(desk: Desk, monkeypatch: pytest.Mo
             with pytest.raises(CatalogUnavailable):
                 writer.drain()
         assert metadata.exists()
+    assert REGISTRY.get_sample_value("k2ray_writer_retries_total", labels) == retries + 3
     assert writer.drain()
     assert desk.ids() == list(range(10))
 
@@ -208,8 +211,12 @@ def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
     desk.log.append(FIRST, b"junk", [])
     zombie = desk.writer()
     until(zombie, "rows_pending", 5)
+    zombie.step(0)
+    assert value("k2ray_commit_wait_seconds") > 0
     assert desk.writer().drain()
     assert value("k2ray_open_gaps") == 1
+    for quantile in ("0.5", "0.99"):
+        assert value("k2ray_freshness_seconds", quantile=quantile) > 0
     assert zombie.drain()
     for name in names:
         assert value(f"k2ray_{name}") > before[name], name
@@ -219,6 +226,7 @@ def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
         desk.log.publish(FIRST, trades(range(start + 100, start + 200)))
     until(slow, "records", 2)
     assert value("k2ray_writer_lag_trades") > 0
+    assert value("k2ray_writer_lag_seconds") > 0
     desk.log.publish(FIRST, trades(range(1, 50), start_us=NOON_US + 3_600_000_000))
     assert slow.drain()
     assert value("k2ray_ledger_events_total", kind="space_opened") > restarts
