@@ -19,7 +19,7 @@ import psutil
 from prometheus_client import generate_latest
 
 from actors.names import ActorName
-from k2ray.errors import SettingsError
+from k2ray.errors import BadInput, SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
 from k2ray.settings import Settings
@@ -44,6 +44,9 @@ class Child:
     turn_limit_s = 30.0
     """How old the last turn of the main loop may be before the supervisor takes it for stuck."""
 
+    overlap_s = 0.0
+    """How long a new generation works beside the old one, once it is ready, before the old one is drained."""
+
     def __init__(self, name: str, settings_json: str) -> None:
         self.name = ActorName.parse(name)
         self.settings = Settings.from_json(settings_json)
@@ -54,6 +57,7 @@ class Child:
         self._task: asyncio.Task[None] | None = None
         self._process = psutil.Process()
         self._turned_s = time.monotonic()
+        self._turned = False
 
     @property
     def bootstrap(self) -> str:
@@ -87,8 +91,29 @@ class Child:
             "rss_bytes": self._process.memory_info().rss,
             "turn_age_s": time.monotonic() - self._turned_s,
             "turn_limit_s": self.turn_limit_s,
+            "ready": self.ready(),
+            "overlap_s": self.overlap_s,
             **self.report(),
         }
+
+    def ready(self) -> bool:
+        """Whether it works on live data, so that an older generation may stop; by default once its loop turns.
+
+        Called from another thread, so it only reads. Roles override it; while it says no, a replacement waits for up to
+        `supervision.start_timeout_s` and is then given up.
+        """
+        return self._turned
+
+    async def order(self, order: str, **arguments: Any) -> dict[str, Any]:
+        """Carry out an operator's order (`Supervisor.order`), in the main event loop; roles say which they take.
+
+        Returns:
+            What to tell the operator, as plain values.
+
+        Raises:
+            BadInput: This role takes no such order.
+        """
+        raise BadInput(f"a {self.name.role} takes no order {order!r}")
 
     async def metrics(self) -> str:
         """Return this process's metrics in Prometheus' text format."""
@@ -101,3 +126,4 @@ class Child:
     def turn(self) -> None:
         """Note that the main loop is turning."""
         self._turned_s = time.monotonic()
+        self._turned = True

@@ -31,6 +31,7 @@ class FeedActor(Child):
     def __init__(self, name: str, settings_json: str) -> None:
         super().__init__(name, settings_json)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self.overlap_s = self.settings.supervision.overlap_s
         exchange, index = self.name.owns
         folder = self.layout.spool / f"{exchange}-{index}"
         self._producer = LogProducer(
@@ -61,6 +62,11 @@ class FeedActor(Child):
         """Stop reading and flush; `run()` returns when that is done."""
         await super().drain()
         self._asked_to_drain.set()
+
+    def ready(self) -> bool:
+        """Whether its connection is open and has delivered; a feed that owns no symbol has nothing to prove."""
+        session = self._session.status()
+        return session.state == "idle" or (session.state == "open" and session.last_data_age_s is not None)
 
     def report(self) -> dict[str, Any]:
         """Return the session's and the producer's numbers."""

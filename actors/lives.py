@@ -8,7 +8,7 @@ Next in the flow: `actors/reconciler.py` decides with these; `actors/supervisor.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -73,9 +73,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Start:
-    """Make a new actor of this name and run it."""
+    """Make a new actor of this name and run it with this release (a name in the wanted state)."""
 
     name: ActorName
+    release: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,35 +118,115 @@ Instruction = Start | Attach | Ask | Drain | Kill
 # --- what it remembers
 
 
+class Cause(StrEnum):
+    """Why a life was followed by another one that nobody had planned; a metric's label."""
+
+    CRASH = "crash"
+    """Its process died, or its work raised or ended."""
+    SILENT = "silent"
+    """It answered no health question in time."""
+    STUCK = "stuck"
+    """It answered, but its main loop did not turn."""
+    START = "start"
+    """It did not come up in time."""
+    MEMORY = "memory"
+    """It was over its hard memory limit."""
+    NODE = "node"
+    """The node ran out of memory, or was lost."""
+    OPERATOR = "operator"
+    """It met something that only a person may decide."""
+    DRAIN = "drain"
+    """It failed while it drained, with nothing planned to follow it."""
+
+
 @dataclass
 class Life:
-    """One generation that is alive, as far as we know."""
+    """One generation that is alive, as far as we know.
+
+    Attributes:
+        since_s: When it came into its phase.
+        started_s: When we started it, or found it.
+        ready_s: Since when it says, without a break, that it works on live data; None: it does not.
+        release: What it runs: a name in the wanted state.
+    """
 
     name: ActorName
     phase: Phase
     since_s: float
     heard_s: float
+    started_s: float
+    release: str = ""
     adopted: bool = False
     attached: bool = False
     asked_s: float | None = None
+    ready_s: float | None = None
     health: Mapping[str, Any] = field(default_factory=dict)
     pid: int | None = None
     node: str | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether its newest answer says that it works on live data."""
+        return self.ready_s is not None
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A planned change of generation, make before break.
+
+    Attributes:
+        generation: The new one's number.
+        reason: `memory`, `leak`, `deploy`, `operator`: a metric's label.
+        detail: For people.
+        release: What the new one runs.
+        outcome: `under way`, `done` or `failed`.
+        why: Why it failed.
+    """
+
+    generation: int
+    reason: str
+    detail: str
+    release: str
+    outcome: str = "under way"
+    why: str = ""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is not decided yet."""
+        return self.outcome == "under way"
+
 
 @dataclass
 class Child:
-    """A logical name with its living generations and its history."""
+    """A logical name with its living generations and its history.
+
+    Attributes:
+        release: What its next generation runs: the release of the last one that proved itself.
+        replacement: The newest planned one, decided or under way.
+        replacements: `reason/outcome` -> how many.
+        replace_at_s: Before then the memory policy leaves it alone.
+        restarts_by: Cause -> how many.
+    """
 
     logical: str
     wanted: bool = True
     lives: dict[int, Life] = field(default_factory=dict)
     generation: int = 0
-    restarts: int = 0
+    release: str = ""
     last_reason: str = ""
     failed: bool = False
     crashes: deque[float] = field(default_factory=deque)
     start_at_s: float = 0.0
+    replacement: Replacement | None = None
+    replacements: Counter[str] = field(default_factory=Counter)
+    replace_at_s: float = 0.0
+    replace_pause_s: float = 0.0
+    restarts_by: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def restarts(self) -> int:
+        """Times that it was started anew without a plan."""
+        return self.restarts_by.total()
 
     @property
     def newest(self) -> Life | None:
@@ -153,9 +234,15 @@ class Child:
         return self.lives[max(self.lives)] if self.lives else None
 
     @property
+    def current(self) -> Life | None:
+        """The generation that does the work: while another one proves itself beside it, still the old one."""
+        running = [life for _, life in sorted(self.lives.items()) if life.phase is Phase.RUNNING]
+        return running[0] if running else self.newest
+
+    @property
     def state(self) -> str:
         """In one word, for `status`: starting, running, draining, backoff, failed or stopped."""
-        life = self.newest
+        life = self.current
         if life is not None:
             return life.phase.value
         if self.failed:

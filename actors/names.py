@@ -13,8 +13,9 @@ from k2ray.settings import Settings
 
 SUPERVISOR = "supervisor"
 
-ROLES = ("feed", "writer", "upkeep")
-"""In the order in which they are drained: whoever produces stops before whoever stores what was produced."""
+ROLES = ("feed", "backfill", "writer", "upkeep", "serializer")
+"""In the order in which they are drained: whoever produces stops before whoever stores what was produced, and what all
+others ask comes last."""
 
 
 @dataclass(frozen=True, order=True)

@@ -6,7 +6,8 @@ Tell it what happened (`handle`), ask it what to do (`decide`). Time is an argum
 2. A living actor that nobody knows is attached to (a restarted supervisor adopts this way, without disturbing it), and
    drained afterwards if it is not wanted.
 3. A life that is silent for the health timeout, whose loop does not turn, or that is not up in time is killed.
-4. Two generations alive: the newest that answers stays, the older ones are drained.
+4. A planned replacement starts the next generation beside the living one. Of two generations the newest that has proved
+   itself on live data stays (`actors/replacement.py`); one that cannot is given up, and that is no crash.
 5. A life that ended is followed by the next one after exponential backoff with full jitter. Too many crashes within the
    window, or an error that only a person may resolve: the child is failed, and the others go on.
 6. A new epoch of wanted state (`k2ray up` once more) forgives: failed children are started again.
@@ -21,12 +22,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from actors import replacement
 from actors.lives import (
     Answered,
     Ask,
     Attach,
+    Cause,
     Child,
     Drain,
     Ended,
@@ -37,9 +41,12 @@ from actors.lives import (
     Life,
     Listed,
     Phase,
+    Replacement,
     Start,
 )
 from actors.names import ActorName, drain_stage
+from actors.verdicts import Verdict, judge
+from k2ray.errors import BadInput
 from k2ray.settings import Supervision
 
 
@@ -60,7 +67,9 @@ class Reconciler:
         self._listed = False
         self._awake_s: float | None = None
         self._ended: list[Kill] = []
+        self._replacing: list[Child] = []
         self._known_pids: dict[ActorName, int] = {}
+        self._known_releases: dict[ActorName, str] = {}
         self.stopping = False
 
     # --- what happened
@@ -79,6 +88,37 @@ class Reconciler:
                 child.start_at_s = 0.0
         for logical, child in self._children.items():
             child.wanted = logical in wanted
+
+    def follow(self, policy: Supervision) -> None:
+        """Go on by another policy: the settings have changed."""
+        self._policy = policy
+
+    def replace(self, logical: str, reason: str, now_s: float, *, release: str | None = None, detail: str = "") -> int:
+        """Start the next generation beside the living one, which is drained once the new one has proved itself.
+
+        Args:
+            logical: Whom.
+            reason: `memory`, `leak`, `deploy`, `operator`: a metric's label, so one of few.
+            now_s: Now.
+            release: What the new generation runs; None: what the old one does. A child that is not alive (failed,
+                waiting for its backoff) is forgiven and started with it.
+            detail: For people.
+
+        Returns:
+            The new generation's number. How it ends is in `Child.replacement`.
+
+        Raises:
+            BadInput: Nobody of that name, or it cannot be replaced now; the message says why.
+        """
+        child = self._children.get(logical)
+        if child is None or not child.wanted:
+            raise BadInput(f"no actor {logical!r} is wanted")
+        why_not = "the system stops" if self.stopping else replacement.refusal(child)
+        if why_not:
+            raise BadInput(f"{logical} cannot be replaced now: {why_not}")
+        if replacement.begin(child, reason, detail, release):
+            self._replacing.append(child)
+        return child.generation + 1
 
     def stop(self, stopping: bool = True) -> None:
         """Drain everything, stage by stage, and start nothing; False takes that back (`up` after half a `down`)."""
@@ -106,8 +146,8 @@ class Reconciler:
                 if life.adopted and not life.attached:
                     life.attached = True
                     todo.append(Attach(life.name))
-                verdict = self._verdict(life, now_s)
-                if verdict:
+                verdict = judge(child, life, self._policy, now_s)
+                if verdict is not None:
                     todo.append(self._kill(child, life, verdict, now_s))
                 elif life.asked_s is None or (
                     life.heard_s >= life.asked_s and now_s - life.asked_s >= self._policy.health_interval_s
@@ -117,13 +157,13 @@ class Reconciler:
         if self.stopping:
             todo += self._stop_next_stage(now_s)
             return todo
+        todo += self._start_replacements(now_s)
         for child in self._children.values():
             todo += self._keep_one(child, now_s)
+            if self._listed:
+                replacement.settle(child, self._policy, now_s)
             if self._may_start(child, now_s):
-                child.generation += 1
-                name = ActorName(child.logical, child.generation)
-                child.lives[child.generation] = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s)
-                todo.append(Start(name))
+                todo.append(self._start(child, child.release, now_s))
         return todo
 
     @property
@@ -143,10 +183,14 @@ class Reconciler:
             "children": {
                 child.logical: {
                     "generation": child.generation,
-                    "restarts": child.restarts,
+                    "release": child.release,
+                    "restarts_by": dict(child.restarts_by),
+                    "replacement": asdict(child.replacement) if child.replacement else None,
+                    "replacements": dict(child.replacements),
                     "last_reason": child.last_reason,
                     "failed": child.failed,
                     "pids": {str(number): life.pid for number, life in child.lives.items() if life.pid},
+                    "releases": {str(number): life.release for number, life in child.lives.items()},
                 }
                 for child in self._children.values()
             },
@@ -158,11 +202,16 @@ class Reconciler:
         for logical, known in memory.get("children", {}).items():
             child = self._children.setdefault(logical, Child(logical, wanted=False))
             child.generation = int(known.get("generation", 0))
-            child.restarts = int(known.get("restarts", 0))
+            child.release = str(known.get("release", ""))
+            child.restarts_by.update(known.get("restarts_by", {}))
+            child.replacement = Replacement(**plan) if (plan := known.get("replacement")) else None
+            child.replacements.update(known.get("replacements", {}))
             child.last_reason = str(known.get("last_reason", ""))
             child.failed = bool(known.get("failed", False))
             for number, pid in known.get("pids", {}).items():
                 self._known_pids[ActorName(logical, int(number))] = int(pid)
+            for number, release in known.get("releases", {}).items():
+                self._known_releases[ActorName(logical, int(number))] = str(release)
 
     # --- the rules
 
@@ -173,7 +222,8 @@ class Reconciler:
             child = self._children.setdefault(name.logical, Child(name.logical, wanted=False))
             child.generation = max(child.generation, name.generation)
             if name.generation not in child.lives:
-                life = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s, adopted=True)
+                life = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s, started_s=now_s, adopted=True)
+                life.release = self._known_releases.get(name, child.release)
                 life.pid = self._known_pids.get(name)
                 child.lives[name.generation] = life
 
@@ -185,35 +235,36 @@ class Reconciler:
         life.health = health
         life.pid = health.get("pid")
         life.node = health.get("node")
+        if not health.get("ready", True):
+            life.ready_s = None
+        elif life.ready_s is None:
+            life.ready_s = now_s
         if life.phase is Phase.STARTING:
             life.phase = Phase.RUNNING
             life.since_s = now_s
 
-    def _verdict(self, life: Life, now_s: float) -> str:
-        """Say why this life must be killed; empty if it may live."""
-        policy = self._policy
-        if life.phase is Phase.DRAINING:
-            spent = now_s - life.since_s
-            return f"not drained within {policy.drain_timeout_s:g} s" if spent > policy.drain_timeout_s else ""
-        if life.phase is Phase.STARTING and not life.adopted:
-            spent = now_s - life.since_s
-            return f"not up within {policy.start_timeout_s:g} s" if spent > policy.start_timeout_s else ""
-        if now_s - life.heard_s > policy.health_timeout_s:
-            return f"silent for {policy.health_timeout_s:g} s"
-        turn_age_s = float(life.health.get("turn_age_s", 0.0))
-        if turn_age_s > float(life.health.get("turn_limit_s", policy.health_timeout_s)):
-            return f"its loop has not turned for {turn_age_s:.0f} s"
-        return ""
-
     def _keep_one(self, child: Child, now_s: float) -> list[Instruction]:
-        """Drain what is not wanted, and the generations older than the newest that answers."""
-        answering = [number for number, life in child.lives.items() if life.phase is Phase.RUNNING]
-        keep = max(answering, default=0) if child.wanted else max(child.lives, default=0) + 1
-        reason = "a newer generation runs" if child.wanted else "not wanted any more"
+        """Drain what is not wanted, and the generations that a newer one has taken over from."""
+        if child.wanted:
+            lives, reason = replacement.superseded(child, now_s), "a newer generation works"
+        else:
+            lives = [life for life in child.lives.values() if life.phase is not Phase.DRAINING]
+            reason = "not wanted any more"
+        return [self._drain(life, reason, now_s) for life in lives]
+
+    def _start(self, child: Child, release: str, now_s: float) -> Start:
+        child.generation += 1
+        name = ActorName(child.logical, child.generation)
+        life = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s, started_s=now_s, release=release)
+        child.lives[child.generation] = life
+        return Start(name, release)
+
+    def _start_replacements(self, now_s: float) -> list[Instruction]:
+        replacing, self._replacing = self._replacing, []
         return [
-            self._drain(life, reason, now_s)
-            for number, life in child.lives.items()
-            if number < keep and life.phase is not Phase.DRAINING
+            self._start(child, child.replacement.release, now_s)
+            for child in replacing
+            if child.wanted and child.replacement is not None
         ]
 
     def _stop_next_stage(self, now_s: float) -> list[Instruction]:
@@ -235,39 +286,41 @@ class Reconciler:
 
     def _may_start(self, child: Child, now_s: float) -> bool:
         # Before the first listing a living generation may be unknown: starting would double it.
-        return self._listed and child.wanted and not child.failed and not child.lives and now_s >= child.start_at_s
+        alone = all(life.phase is Phase.DRAINING for life in child.lives.values())
+        return self._listed and child.wanted and not child.failed and alone and now_s >= child.start_at_s
 
-    def _kill(self, child: Child, life: Life, reason: str, now_s: float) -> Kill:
-        draining = life.phase is Phase.DRAINING
-        self._forget(child, life.name)
-        if draining:
-            child.last_reason = reason
-        else:
-            self._count(child, reason, Fault.CRASH, now_s)
-        return Kill(life.name, life.pid, life.node, reason)
+    def _kill(self, child: Child, life: Life, verdict: Verdict, now_s: float) -> Kill:
+        self._note_end(child, life, verdict.reason, verdict.cause, Fault.CRASH, now_s)
+        return Kill(life.name, life.pid, life.node, verdict.reason)
 
     def _end(self, name: ActorName, reason: str, fault: Fault, now_s: float) -> None:
         child = self._children.get(name.logical)
         life = self._life(name)
         if child is None or life is None:
             return
-        draining = life.phase is Phase.DRAINING
-        self._forget(child, name)
+        drained = life.phase is Phase.DRAINING and fault is not Fault.OPERATOR
         # The end of run() is not the end of its process.
-        self._ended.append(Kill(name, life.pid, life.node, "drained" if draining else reason))
-        if draining and fault is not Fault.OPERATOR:
-            child.last_reason = child.last_reason or "drained"
+        self._ended.append(Kill(name, life.pid, life.node, "drained" if drained else reason))
+        self._note_end(child, life, reason, Cause(fault.value), fault, now_s)
+
+    def _note_end(self, child: Child, life: Life, reason: str, cause: Cause, fault: Fault, now_s: float) -> None:
+        """Forget a life; what it means depends on what the others of its child do."""
+        proving = replacement.is_proving(child, life)
+        del child.lives[life.name.generation]
+        self._gone.add(life.name)
+        if life.phase is Phase.DRAINING and (fault is not Fault.OPERATOR or child.lives):
+            if cause is Cause.DRAIN:
+                child.last_reason = reason
+            return
+        if proving:
+            replacement.give_up(child, reason, self._policy, now_s)
         else:
-            self._count(child, reason, fault, now_s)
+            self._count(child, reason, cause, fault, now_s)
 
-    def _forget(self, child: Child, name: ActorName) -> None:
-        del child.lives[name.generation]
-        self._gone.add(name)
-
-    def _count(self, child: Child, reason: str, fault: Fault, now_s: float) -> None:
+    def _count(self, child: Child, reason: str, cause: Cause, fault: Fault, now_s: float) -> None:
         policy = self._policy
         child.last_reason = reason
-        child.restarts += 1
+        child.restarts_by[cause] += 1
         if fault is Fault.OPERATOR:
             child.failed = True
             return
@@ -292,6 +345,7 @@ class Reconciler:
                 for life in child.lives.values():
                     life.heard_s += slept_s
                     life.since_s += slept_s
+                    life.started_s += slept_s
 
     def _life(self, name: ActorName) -> Life | None:
         child = self._children.get(name.logical)

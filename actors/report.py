@@ -1,41 +1,47 @@
 """What `status` says: the reconciler's children and their last reports as plain values. Pure.
 
 The keys of an actor are a contract: name, role, generation, state, pid, restarts, last_reason, rss_bytes, rate,
-lag_trades, lag_s, data_age_s. Roles add their own below `detail`.
+lag_trades, lag_s, data_age_s, ready (whether it works on live data), release (what it runs), replacement (the newest
+planned change of generation, decided or under way). Roles add their own below `detail`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 
-from actors.lives import Child
+from actors.lives import Child, Phase
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
+from actors.wanted import Wanted
 from k2ray import metrics
 
 MEASURES = ("rss_bytes", "rate", "lag_trades", "lag_s", "data_age_s")
-_HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "gaps", *MEASURES}
+_HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "ready", "overlap_s", "gaps", *MEASURES}
 
 
-def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int) -> dict[str, Any]:
+def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int, wanted: Wanted) -> dict[str, Any]:
     """Return the picture of the whole system.
 
     Args:
         reconciler: Who is asked.
         broker: The local broker's state; None where there is none of ours.
         births: How often a supervisor was born in this system.
+        wanted: Names the releases.
     """
     children = [child for child in reconciler.children.values() if child.wanted or child.lives]
-    gaps = [gap for child in children for life in child.lives.values() for gap in life.health.get("gaps", ())]
+    at_work = [life for child in children if (life := child.current) is not None]
+    gaps = [gap for life in at_work for gap in life.health.get("gaps", ())]
     return {
         "level": 0,
-        "actors": [_supervisor(births), *(_actor(child) for child in children)],
+        "actors": [_supervisor(births, wanted), *(_actor(child, wanted) for child in children)],
         "gaps": gaps,
         "broker": broker,
+        "release": wanted.release,
         "stopping": reconciler.stopping,
         "settled": reconciler.settled,
     }
@@ -49,12 +55,12 @@ def count(reconciler: Reconciler) -> None:
         metrics.ACTOR_UP.labels(child.logical).set(child.state == "running")
         metrics.ACTOR_FAILED.labels(child.logical).set(child.state == "failed")
         metrics.ACTOR_RESTARTS.labels(child.logical).set(child.restarts)
-        life = child.newest
+        life = child.current
         if life is not None and "rss_bytes" in life.health:
             metrics.ACTOR_RSS_BYTES.labels(child.logical).set(life.health["rss_bytes"])
 
 
-def _supervisor(births: int) -> dict[str, Any]:
+def _supervisor(births: int, wanted: Wanted) -> dict[str, Any]:
     measures: dict[str, Any] = dict.fromkeys(MEASURES)
     measures["rss_bytes"] = psutil.Process().memory_info().rss
     return {
@@ -65,13 +71,16 @@ def _supervisor(births: int) -> dict[str, Any]:
         "pid": os.getpid(),
         "restarts": births - 1,
         "last_reason": "",
+        "ready": True,
+        "release": wanted.release,
+        "replacement": None,
         **measures,
         "detail": {},
     }
 
 
-def _actor(child: Child) -> dict[str, Any]:
-    life = child.newest
+def _actor(child: Child, wanted: Wanted) -> dict[str, Any]:
+    life = child.current
     health: Mapping[str, Any] = life.health if life is not None else {}
     name = life.name if life is not None else ActorName(child.logical, child.generation)
     return {
@@ -82,6 +91,9 @@ def _actor(child: Child) -> dict[str, Any]:
         "pid": life.pid if life is not None else None,
         "restarts": child.restarts,
         "last_reason": child.last_reason,
+        "ready": life is not None and life.phase is Phase.RUNNING and life.ready,
+        "release": wanted.named(life.release if life is not None else child.release),
+        "replacement": asdict(child.replacement) if child.replacement is not None else None,
         **{measure: health.get(measure) for measure in MEASURES},
         "detail": {key: value for key, value in health.items() if key not in _HEALTH_OWN},
     }

@@ -14,15 +14,36 @@ from k2ray.errors import OperatorNeeded
 
 
 @dataclass(frozen=True)
+class Release:
+    """What a generation runs.
+
+    Attributes:
+        settings: `Settings.to_json()`; holds secrets.
+        code: Folder that its `k2ray`, `actors` and `serve` are imported from; None: what is installed.
+    """
+
+    settings: str
+    code: str | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """The wanted state.
 
+    A generation's release has a name; the supervisor remembers which generation runs which. `release` names the base:
+    `settings` and `code`, which new children run, and everybody whose own release is known neither as the base nor in
+    `releases`. A deployment writes the new release as the base and the one before into `releases`: children
+    that live stay on that until each is replaced (`Supervisor.replace(logical, "deploy", release=...)`).
+
     Attributes:
         epoch: Raised by each `k2ray up`; a new one brings failed actors back.
-        settings: `Settings.to_json()` of what the actors run with; holds secrets.
+        settings: `Settings.to_json()` of the base release; holds secrets.
         actors: Logical name -> `module:Class` that lives it, in starting order.
         local_broker: Whether the local Kafka is to be kept alive.
         stopping: Drain everything and start nothing.
+        release: The base release's name.
+        code: The base release's folder of code; None: what is installed.
+        releases: Name -> another release that generations run, or may be replaced with.
     """
 
     epoch: int
@@ -30,6 +51,17 @@ class Wanted:
     actors: dict[str, str] = field(default_factory=dict)
     local_broker: bool = False
     stopping: bool = False
+    release: str = ""
+    code: str | None = None
+    releases: dict[str, Release] = field(default_factory=dict)
+
+    def named(self, release: str) -> str:
+        """Return the name of what a generation of this release really runs: its own, or the base's."""
+        return release if release in self.releases else self.release
+
+    def contents(self, release: str) -> Release:
+        """Return what a release consists of."""
+        return self.releases.get(release) or Release(self.settings, self.code)
 
 
 def write_wanted(run: Path, wanted: Wanted) -> None:
@@ -45,10 +77,12 @@ def read_wanted(run: Path) -> Wanted | None:
     """
     path = run / "wanted.json"
     try:
-        return Wanted(**json.loads(path.read_text(encoding="utf-8")))
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        releases = {name: Release(**release) for name, release in plain.pop("releases", {}).items()}
+        return Wanted(**plain, releases=releases)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise OperatorNeeded(f"{path}: cannot be read ({error}); `k2ray up` writes it anew") from error
 
 

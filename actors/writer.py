@@ -36,6 +36,7 @@ class WriterActor(Child):
         faults = FaultPoints(self.layout.run, self.name.logical)
         self._writer = TableWriter(self.settings, self.layout, table, self.bootstrap, faults=faults)
         self._rate = Rate()
+        self._has_read = False
 
     async def main(self) -> None:
         """Write until drained."""
@@ -46,9 +47,11 @@ class WriterActor(Child):
             retry_s = RETRY_FIRST_S
             while not self.stopping.is_set():
                 self.turn()
+                positioned = self._writer.status().positioned
                 try:
                     self._writer.step(STEP_WAIT_S)
                     retry_s = RETRY_FIRST_S
+                    self._has_read = self._has_read or positioned
                 except TryAgain as error:
                     self.log.warning("try again", reason=str(error), after_s=retry_s)
                     self.stopping.wait(retry_s)
@@ -71,6 +74,10 @@ class WriterActor(Child):
             self.log.info("drained", all=done)
             return
         self.log.warning("not all was committed before the deadline; it is in Kafka")
+
+    def ready(self) -> bool:
+        """Whether the table was opened, the positions found in it, and Kafka read from there."""
+        return self._has_read and self._writer.status().trouble is None
 
     def report(self) -> dict[str, Any]:
         """Return the writer's numbers and its open gaps."""

@@ -8,6 +8,7 @@ Steps, the same numbers in the body:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import time
 from collections.abc import Callable
@@ -139,8 +140,11 @@ def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]],
     if lives and before is not None and not before.stopping and before.settings != settings.to_json():
         raise OperatorNeeded("the running system was started with other settings: `k2ray down` first, then `k2ray up`")
     actors = {logical: edge.CHILD_CLASSES[logical.split(":", 1)[0]] for logical in wanted_actors(settings)}
-    epoch = before.epoch + 1 if before is not None else 1
-    write_wanted(layout.run, Wanted(epoch, settings.to_json(), actors, local_broker=local_broker))
+    wanted = Wanted(1, settings.to_json(), actors, local_broker=local_broker)
+    if before is not None:  # what was deployed stays deployed
+        kept = {"release": before.release, "code": before.code, "releases": before.releases}
+        wanted = dataclasses.replace(wanted, epoch=before.epoch + 1, **kept)
+    write_wanted(layout.run, wanted)
     if not lives:
         undo.append(("Stop actors", lambda: drain_actors(system)))
     edge.start_supervisor(layout.namespace, str(layout.root))

@@ -4,7 +4,10 @@ from prometheus_client import REGISTRY
 
 from actors.names import ActorName
 from actors.report import count, describe
+from actors.wanted import Wanted
 from tests.support.actor_world import ActorWorld
+
+WANTED = Wanted(1, "{}", release="r1")
 
 CONTRACT = {
     "name",
@@ -19,6 +22,9 @@ CONTRACT = {
     "lag_trades",
     "lag_s",
     "data_age_s",
+    "ready",
+    "release",
+    "replacement",
 }
 
 
@@ -27,8 +33,8 @@ def test_the_picture_keeps_its_contract() -> None:
     world.starts_fail = {"feed:binance:0"}
     world.reconciler.want(["writer:trades", "feed:binance:0"], 1)
     world.steps(120)
-    picture = describe(world.reconciler, None, births=2)
-    assert {"level", "actors", "gaps", "broker", "stopping", "settled"} == picture.keys()
+    picture = describe(world.reconciler, None, births=2, wanted=WANTED)
+    assert {"level", "actors", "gaps", "broker", "release", "stopping", "settled"} == picture.keys()
     assert all(actor.keys() == CONTRACT | {"detail"} for actor in picture["actors"])
     states = {actor["name"]: actor["state"] for actor in picture["actors"]}
     assert states == {"supervisor": "running", "writer:trades#1": "running", "feed:binance:0#8": "failed"}
@@ -41,7 +47,7 @@ def test_gaps_of_all_writers_are_shown_once_and_not_in_the_details() -> None:
     world.steps(2)
     gap = {"exchange": "binance", "symbol": "BTCUSDT", "sequence_space": "", "first_id": 5, "last_id": 9}
     world.reconciler.children["writer:trades"].lives[1].health = {"gaps": [gap], "commits": 3}
-    picture = describe(world.reconciler, None, births=1)
+    picture = describe(world.reconciler, None, births=1, wanted=WANTED)
     assert picture["gaps"] == [gap]
     assert picture["actors"][1]["detail"] == {"commits": 3}
 
@@ -55,11 +61,11 @@ def test_every_metric_of_actors_moves() -> None:
     count(world.reconciler)
 
     def value(metric: str, name: str) -> float | None:
-        return REGISTRY.get_sample_value(metric, {"name": name})
+        return REGISTRY.get_sample_value(metric, {"actor": name})
 
     assert (value("k2ray_actor_up", "writer:moves"), value("k2ray_actor_up", "feed:binance:9")) == (1, 0)
     assert (value("k2ray_actor_failed", "writer:moves"), value("k2ray_actor_failed", "feed:binance:9")) == (0, 1)
-    assert value("k2ray_actor_restarts_count", "feed:binance:9") == 8
+    assert value("k2ray_actor_restarts", "feed:binance:9") == 8
     assert value("k2ray_actor_rss_bytes", "writer:moves") == 77
     world.die(ActorName("writer:moves", 1))
     count(world.reconciler)
