@@ -20,6 +20,7 @@ LABELS = {
     "feed": "Index of a feed of its exchange.",
     "kind": "Of an event: each metric says which.",
     "outcome": "Of an attempt: each metric says which.",
+    "place": "`data_dir`, `warehouse`.",
     "quantile": "`0.5`, `0.99`.",
     "reason": "Why, one of a fixed list: each metric says which.",
     "resource": "What an exchange limits: `connects`, `weight`.",
