@@ -1,10 +1,10 @@
 """Every metric that k2ray exports, one block a module; docs list them, and each has a test that makes it move.
 
-One rule for names, held by a test: `k2ray_<part>_<what>[_<unit>]`. The unit is a base unit (`seconds`, `bytes`, `ratio`)
-and absent where things are counted; counters are named without `_total`, which prometheus-client adds; an age or a
-delay is `_seconds`, a moment is never exported. Labels come from `LABELS`: each has few values for the life of a system, so no
-symbol, no generation, no pid and no free text is a label. An actor's own metrics get the label `actor` when they are
-collected (`actors/exposition.py`); only who speaks of others, the supervisor, sets it.
+One rule for names, held by a test: `k2ray_<part>_<what>[_<unit>]`. The unit is a base unit (`seconds`, `bytes`,
+`ratio`) and absent where things are counted; counters are named without `_total`, which prometheus-client adds; an age
+or a delay is `_seconds`, a moment is never exported. Labels come from `LABELS`: each has few values for the life of a
+system, so no symbol, no generation, no pid and no free text is a label. An actor's own metrics get the label `actor`
+when they are collected (`actors/exposition.py`); only who speaks of others, the supervisor, sets it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _CAUSES = (
 def cause_of(reason: str) -> str:
     """Return the cause that a reason is of.
 
-    `refused` is an exchange's error, `out_of_range` a value that no column holds, `unknown` a shape, schema or kind that
-    this version does not know, `malformed` everything else that cannot be read.
+    `refused` is an exchange's error, `out_of_range` a value that no column holds, `unknown` a shape, schema or kind
+    that this version does not know, `malformed` everything else that cannot be read.
     """
     return next((cause for cause, pattern in _CAUSES if pattern.search(reason)), MALFORMED)
