@@ -54,11 +54,21 @@ def sim(
     client_buffer_bytes: int = typer.Option(67_108_864, help="A slow client with more than this waiting is dropped."),
     ping_interval_s: float = typer.Option(20.0, help="Between two pings."),
     pong_timeout_s: float = typer.Option(60.0, help="A client that does not pong within it is dropped."),
+    lifetime_s: float = typer.Option(86_400.0, min=0.1, help="A WebSocket older than this is closed: the 24 h cut."),
+    shutdown_notice_s: float = typer.Option(
+        0.0, min=0, help="Send `serverShutdown` so long before the cut; 0: cut without notice."
+    ),
+    messages_per_s: int = typer.Option(5, min=1, help="A client that sends more WebSocket messages is disconnected."),
+    connects_per_5_min: int = typer.Option(300, min=1, help="WebSockets that an address may open in five minutes."),
+    streams: int = typer.Option(1024, min=1, help="Streams that a connection may subscribe to."),
+    weight_per_min: int = typer.Option(6000, min=1, help="Request weight before REST answers 429 with Retry-After."),
+    ban_s: float = typer.Option(120.0, min=0.1, help="First ban (418) of an address that goes on after a 429."),
+    history_s: float | None = typer.Option(None, min=0, help="REST knows no trades older than this. Default: all."),
 ) -> None:
     """Run a simulated exchange: Binance Spot's public protocol over TLS, deterministic, with its truth written down."""
     from k2ray.sim.certificates import default_folder
+    from k2ray.sim.limits import Limits
     from k2ray.sim.market import CHANNELS
-    from k2ray.sim.server import Limits
     from k2ray.sim.settings import SimSettings
 
     names = tuple(name.strip() for name in channels.split(",") if name.strip())
@@ -86,7 +96,19 @@ def sim(
         replay=replay,
         speed=speed,
         loop=loop,
-        limits=Limits(ping_interval_s, pong_timeout_s, client_buffer_bytes),
+        limits=Limits(
+            ping_interval_s=ping_interval_s,
+            pong_timeout_s=pong_timeout_s,
+            client_buffer_bytes=client_buffer_bytes,
+            lifetime_s=lifetime_s,
+            shutdown_notice_s=shutdown_notice_s,
+            messages_per_s=messages_per_s,
+            connects_per_5_min=connects_per_5_min,
+            streams=streams,
+            weight_per_min=weight_per_min,
+            ban_s=ban_s,
+        ),
+        history_s=history_s,
     )
     asyncio.run(_serve(settings))
 

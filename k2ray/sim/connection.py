@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
-import msgspec
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from k2ray.sim.frames import Form
+from k2ray.sim.commands import answer_command, shutdown_notice
+from k2ray.sim.frames import Form, text_frame
 from k2ray.sim.http import HttpRequest
+from k2ray.sim.limits import MESSAGES_WINDOW_S, SlidingWindow
 
 if TYPE_CHECKING:
     from k2ray.sim.server import Server
 
 MAX_REQUEST_BYTES = 65_536
+CLOSE_S = 1.0
+"""What a client may take to answer a close frame."""
 
 
 class Connection(asyncio.Protocol):
@@ -37,6 +40,7 @@ class Connection(asyncio.Protocol):
         number: Counts up from 1; what faults and counters call it.
         streams: Subscribed stream names, in order of subscription.
         form: How its frames are written.
+        peer: The client's address.
         frames_sent: Frames handed to the transport, by stream kind. `frames_missed`: those a fault kept from it.
     """
 
@@ -47,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.form = Form(combined=False, microseconds=False)
         self.frames_sent: Counter[str] = Counter()
         self.frames_missed = 0
+        self.peer = ""
         self.half_open = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
         self._raw = b""
@@ -61,6 +66,9 @@ class Connection(asyncio.Protocol):
         self._delayed_until: float = 0.0
         self._ping_sent_at: float = 0.0
         self._pong_due: float | None = None
+        self._messages = SlidingWindow(server.limits.messages_per_s, MESSAGES_WINDOW_S)
+        self._opened_at = time.monotonic()
+        self._notified = False
 
     # -- what the exchange calls
 
@@ -68,6 +76,11 @@ class Connection(asyncio.Protocol):
     def is_websocket(self) -> bool:
         """Return whether this connection takes frames."""
         return self._protocol is not None and self._transport is not None
+
+    @property
+    def age_s(self) -> float:
+        """Return the seconds since it became a WebSocket."""
+        return time.monotonic() - self._opened_at
 
     @property
     def waiting_bytes(self) -> int:
@@ -106,6 +119,17 @@ class Connection(asyncio.Protocol):
         self._protocol.send_close(code, reason)
         self._flush_protocol()
 
+    def end(self, code: int, reason: str) -> None:
+        """Close with a close frame, and drop the client if it has not gone within `CLOSE_S`."""
+        self.close(code, reason)
+        asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
+
+    def announce_shutdown(self) -> None:
+        """Tell the client that this server is about to go."""
+        self._notified = True
+        self._server.counters["shutdown_notices"] += 1
+        self.send(text_frame(shutdown_notice(self._server.now_us(), self.form)))
+
     def abort(self) -> None:
         """Drop the TCP connection without a word."""
         if self._transport is not None:
@@ -129,23 +153,34 @@ class Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(seconds, self._end_delay)
 
     def disturb(self, fault: str, *, seconds: float | None, abort: bool, code: int) -> None:
-        """Let this connection go wrong: `close`, `half_open` or `delay` (`faults.py` says what the rest means)."""
+        """Let this connection go wrong, as `faults.CONNECTION_FAULTS` say; `faults.py` says what the rest means."""
         if fault == "delay":
             self.delay(seconds or 0.0)
         elif fault == "half_open":
             self.freeze()
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, self.abort)
+        elif fault == "server_shutdown":
+            self.announce_shutdown()
+            if seconds is not None:
+                asyncio.get_running_loop().call_later(seconds, self.end, 1001, "the server goes")
         elif abort:
             self.abort()
         else:
             self.close(code, "fault injected")
 
     def keep_alive(self, now: float) -> None:
-        """Ping when it is time; drop the client when a pong is overdue. Called about once a second."""
+        """Ping when it is time; drop the client when a pong is overdue or its life is over. Called once a second."""
         if self._protocol is None or self.half_open:
             return
         limits = self._server.limits
+        left = limits.lifetime_s - (now - self._opened_at)
+        if left <= 0:
+            self._server.counters["lifetime_cuts"] += 1
+            self.end(1001, "a connection lives 24 hours")
+            return
+        if limits.shutdown_notice_s and left <= limits.shutdown_notice_s and not self._notified:
+            self.announce_shutdown()
         if self._pong_due is not None and now >= self._pong_due:
             self._server.counters["pong_timeouts"] += 1
             self.close(1008, "Pong timeout")
@@ -164,6 +199,7 @@ class Connection(asyncio.Protocol):
         """Take the transport."""
         # uvloop has transports that are no subclass of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        self.peer = str((transport.get_extra_info("peername") or ("",))[0])
         self._server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -231,6 +267,7 @@ class Connection(asyncio.Protocol):
                 {name: values[-1] for name, values in parse_qs(target.query).items()},
                 {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers},
                 body,
+                self.peer,
             )
         )
         self._server.counters["rest_requests"] += 1
@@ -273,13 +310,23 @@ class Connection(asyncio.Protocol):
             self._protocol.send_response(self._protocol.reject(404, "no such path\n"))
             self._flush_protocol()
             return
+        streams = dict.fromkeys(name for name in names if name)
+        if len(streams) > self._server.limits.streams:
+            self._server.counters["stream_limit_refusals"] += 1
+            self._protocol.send_response(self._protocol.reject(400, f"at most {self._server.limits.streams} streams\n"))
+            self._flush_protocol()
+            return
+        if not self._server.may_connect(self.peer):
+            self._protocol.send_response(self._protocol.reject(429, "too many connections\n"))
+            self._flush_protocol()
+            return
         self._protocol.send_response(self._protocol.accept(events[0]))
         if self._protocol.handshake_exc is not None:
             self._flush_protocol()
             return
         self.form = Form(combined=combined, microseconds=query.get("timeUnit", "").upper() == "MICROSECOND")
-        self.streams = dict.fromkeys(name for name in names if name)
-        self._ping_sent_at = time.monotonic()
+        self.streams = streams
+        self._ping_sent_at = self._opened_at = time.monotonic()
         self._flush_protocol()
         self._server.counters["websockets_opened"] += 1
         self._server.subscribed(self)
@@ -289,38 +336,24 @@ class Connection(asyncio.Protocol):
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
                 continue
+            counters = self._server.counters
+            # A pong that answers our ping is ours to ask for; everything else counts against the client.
+            answers = event.opcode is Opcode.PONG and self._pong_due is not None
+            if not answers and event.opcode is not Opcode.CLOSE and not self._messages.take(time.monotonic()):
+                counters["message_limit_cuts"] += 1
+                self.end(1008, "Too many requests")
+                return
             if event.opcode is Opcode.PONG:
                 self._pong_due = None
-                self._server.counters["pongs_received"] += 1
+                counters["pongs_received"] += 1
+            elif event.opcode is Opcode.PING:
+                counters["pings_received"] += 1
             elif event.opcode is Opcode.TEXT and self.is_websocket:
-                self._protocol.send_text(self._command(bytes(event.data)))
+                answer, changed = answer_command(self, bytes(event.data), self._server.limits.streams)
+                if changed:
+                    self._server.subscribed(self)
+                self._protocol.send_text(answer)
         self._flush_protocol()
-
-    def _command(self, text: bytes) -> bytes:
-        """Answer a request that came over the WebSocket; wording as Binance's."""
-        try:
-            request = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            return b'{"error":{"code":3,"msg":"Invalid JSON"}}'
-        if not isinstance(request, dict):
-            return b'{"error":{"code":2,"msg":"Invalid request: an object is expected"}}'
-        method, params = request.get("method"), request.get("params", [])
-        answer: object = None
-        if method in ("SUBSCRIBE", "UNSUBSCRIBE") and isinstance(params, list):
-            for name in map(str, params):
-                if method == "SUBSCRIBE":
-                    self.streams[name] = None
-                else:
-                    self.streams.pop(name, None)
-            self._server.subscribed(self)
-        elif method == "LIST_SUBSCRIPTIONS":
-            answer = list(self.streams)
-        elif method == "SET_PROPERTY" and isinstance(params, list) and params[:1] == ["combined"]:
-            self.form = Form(combined=bool(params[-1]), microseconds=self.form.microseconds)
-        else:
-            message = f"Invalid request: unknown variant `{method}`, or wrong params"
-            return msgspec.json.encode({"error": {"code": 2, "msg": message}, "id": request.get("id")})
-        return msgspec.json.encode({"result": answer, "id": request.get("id")})
 
     def _flush_protocol(self) -> None:
         """Send what `ServerProtocol` wants to send; an empty piece of it means end the connection."""

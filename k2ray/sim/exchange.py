@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,18 @@ from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BadInput
 from k2ray.sim.certificates import ensure_certificates
 from k2ray.sim.connection import Connection
-from k2ray.sim.faults import CONNECTION_FAULTS, FRAME_FAULTS, FaultPlan, FaultRequest, alter, read_request
+from k2ray.sim.faults import alter, read_request
 from k2ray.sim.frames import Encoder, Form, split_frames
 from k2ray.sim.history import History
 from k2ray.sim.http import HttpRequest, HttpResponse
+from k2ray.sim.injection import Injector
 from k2ray.sim.market import CHANNELS, Block, Channel, Market
 from k2ray.sim.pacing import BurstPacer, EvenPacer, Pacer
 from k2ray.sim.rest import MarketRest, answer_json, refuse
 from k2ray.sim.server import Server
 from k2ray.sim.settings import Address, SimSettings
 from k2ray.sim.truth import Mark, TruthLog
+from k2ray.sim.weights import Weights, weight_of
 
 FAULTS_REMEMBERED = 1000
 
@@ -53,17 +57,18 @@ class SimulatedExchange:
         )
         self._channels = frozenset(CHANNELS[name] for name in settings.channels)
         self._histories = [History() for _ in self.market.symbols]
-        self._rest = MarketRest(self.market, self._histories)
+        self._rest = MarketRest(self.market, self._histories, self.now_us)
+        self._weights = Weights(settings.limits.weight_per_min, settings.limits.ban_s)
         self._encoder = Encoder(self.market)
-        self._faults = FaultPlan()
         self._marks: list[Mark] = []
-        self._requests: list[dict[str, Any]] = []
         self._wants: dict[int, frozenset[tuple[Channel, int]]] = {}
         self._truth = TruthLog(settings.truth, self.market) if settings.truth is not None else None
         self._certificates = ensure_certificates(settings.ca_dir)
-        self.server = Server(self._answer, self._subscribed, self._certificates, settings.limits)
+        self.server = Server(self._answer, self._subscribed, self._certificates, settings.limits, self.now_us)
+        self._injector = Injector(self.market, self._histories, self.server, self._weights, self._clock)
+        self._faults = self._injector.plan
         self._pacer: Pacer = BurstPacer(settings.rate, settings.seed) if settings.burst else EvenPacer(settings.rate)
-        self._event_us = 0
+        self._happened_us = 0
         self._running: asyncio.Task[None] | None = None
         self._write_lock = asyncio.Lock()
 
@@ -77,6 +82,7 @@ class SimulatedExchange:
             ca_file=str(self._certificates.ca),
             port=port,
             pid=os.getpid(),
+            crl_file=str(self._certificates.crl),
         )
 
     async def stop(self) -> None:
@@ -90,6 +96,10 @@ class SimulatedExchange:
             async with self._write_lock:
                 await asyncio.to_thread(self._truth.finish)
             self._truth = None
+
+    def now_us(self) -> int:
+        """Return what the exchange's clock says."""
+        return self._clock.now_us() + self._injector.step_us
 
     @property
     def generating(self) -> bool:
@@ -117,11 +127,12 @@ class SimulatedExchange:
                     "frames_missed": connection.frames_missed,
                     "waiting_bytes": connection.waiting_bytes,
                     "half_open": connection.half_open,
+                    "age_s": connection.age_s,
                 }
                 for connection in self.server.websockets()
             },
             "counters": dict(self.server.counters),
-            "faults": self._requests[-FAULTS_REMEMBERED:],
+            "faults": self._injector.requests[-FAULTS_REMEMBERED:],
             "altered": [self._describe(mark) for mark in self._marks[-FAULTS_REMEMBERED:]],
         }
 
@@ -145,12 +156,13 @@ class SimulatedExchange:
             await asyncio.sleep(self._pacer.pause_s(self._clock.monotonic_s() - begun))
 
     def _tick(self, trades: int) -> None:
-        # The machine's clock may step back; an exchange's times do not.
-        self._event_us = max(self._event_us, self._clock.now_us())
-        blocks = self.market.advance(trades, self._event_us)
+        # The machine's clock may step back; an exchange's times do so only on request.
+        self._happened_us = max(self._happened_us, self._clock.now_us())
+        event_us = self._happened_us + self._injector.step_us
+        blocks = self.market.advance(trades, event_us)
         for block in blocks:
             if block.channel is Channel.TRADE:
-                self._histories[block.symbol].append(block.first, block.count, block.event_us)
+                self._histories[block.symbol].append(block.first, block.count, event_us, self._happened_us)
         blocks = [block for block in blocks if block.channel in self._channels]
         if self._truth is not None:
             for block in blocks:
@@ -220,19 +232,33 @@ class SimulatedExchange:
 
     async def _answer(self, request: HttpRequest) -> HttpResponse:
         if not request.path.startswith("/_sim/"):
-            return self._rest.answer(request)
+            return self._answer_rest(request)
         try:
             match (request.method, request.path):
                 case ("GET", "/_sim/state"):
                     return answer_json(self.state())
                 case ("POST", "/_sim/fault"):
-                    return answer_json({"ok": True, **self._fault(read_request(request.body))})
+                    return answer_json({"ok": True, **self._injector.inject(read_request(request.body))})
                 case ("POST", "/_sim/truth"):
                     return await self._write_truth(request.body)
                 case _:
                     return refuse(-1, "no such path", 404)
         except BadInput as error:
             return refuse(-1100, str(error))
+
+    def _answer_rest(self, request: HttpRequest) -> HttpResponse:
+        """Answer a question if its sender may still ask."""
+        charge = self._weights.charge(request.peer, weight_of(request.path, request.query), time.monotonic())
+        used = [("x-mbx-used-weight", str(charge.used)), ("x-mbx-used-weight-1m", str(charge.used))]
+        if charge.status is not None:
+            self.server.counters[f"rest_{charge.status}"] += 1
+            answer = refuse(-1003, "Too much request weight used.", charge.status)
+            return replace(answer, headers=[*used, ("retry-after", str(charge.retry_after_s))])
+        if self.settings.history_s is not None:
+            horizon_us = self._clock.now_us() - round(self.settings.history_s * 1_000_000)
+            for history in self._histories:
+                history.forget_before(horizon_us)
+        return replace(self._rest.answer(request), headers=used)
 
     async def _write_truth(self, body: bytes) -> HttpResponse:
         """Write the truth until now; `{"path": ...}` names another file than `--truth`."""
@@ -248,45 +274,6 @@ class SimulatedExchange:
             truth.sync()
             rows = await asyncio.to_thread(truth.write, path)
         return answer_json({"rows": rows, "path": str(path)})
-
-    def _fault(self, request: FaultRequest) -> dict[str, Any]:
-        """Let something go wrong and return what it concerned.
-
-        Raises:
-            BadInput: It names a symbol, channel or connection that is not there.
-        """
-        if request.symbol is not None and request.symbol not in self.market.index:
-            raise BadInput(f"symbol: {request.symbol!r} is none of {', '.join(self.market.index)}")
-        if request.channel not in CHANNELS:
-            raise BadInput(f"channel: {request.channel!r} is none of {', '.join(CHANNELS)}")
-        connections = self.server.websockets()
-        if request.connection is not None:
-            connections = [c for c in connections if c.number == request.connection]
-            if not connections:
-                raise BadInput(f"connection: there is no WebSocket connection {request.connection}")
-        about: dict[str, Any] = {}
-        if request.fault in FRAME_FAULTS:
-            self._faults.add(request)
-        elif request.fault in CONNECTION_FAULTS:
-            about["connections"] = [connection.number for connection in connections]
-            for connection in connections:
-                connection.disturb(
-                    request.fault, seconds=request.seconds, abort=request.how == "abort", code=request.code
-                )
-        elif request.fault == "id_reset":
-            names = [request.symbol] if request.symbol is not None else list(self.market.index)
-            about["epochs"] = {name: self.market.reset_ids(name) for name in names}
-            for name in names:
-                self._histories[self.market.index[name]].clear()
-        elif request.fault == "wrong_certificate":
-            self.server.use_certificate(request.how or "other_host")
-            if request.seconds is not None:
-                asyncio.get_running_loop().call_later(request.seconds, self.server.use_certificate, "right")
-        else:
-            self._faults.clear()
-            self.server.use_certificate("right")
-        self._requests.append({"at_us": self._clock.now_us(), **msgspec.to_builtins(request), **about})
-        return about
 
     def _describe(self, mark: Mark) -> dict[str, Any]:
         first, last = self._first_last(mark.channel, mark.symbol, mark.epoch, mark.first, mark.end)

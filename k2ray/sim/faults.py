@@ -18,12 +18,13 @@ from k2ray.sim.market import Block
 from k2ray.sim.truth import Mark
 
 FRAME_FAULTS = ("malformed", "truncated", "oversized", "duplicate", "reorder", "id_gap")
-CONNECTION_FAULTS = ("close", "half_open", "delay")
-OTHER_FAULTS = ("id_reset", "wrong_certificate", "clear")
+CONNECTION_FAULTS = ("close", "half_open", "delay", "server_shutdown")
+OTHER_FAULTS = ("id_reset", "wrong_certificate", "clock_step", "history_gone", "rest_refuse", "outage", "clear")
 FAULTS = (*FRAME_FAULTS, *CONNECTION_FAULTS, *OTHER_FAULTS)
 
 MALFORMATIONS = ("json", "price", "missing", "utf8")
-CERTIFICATES = ("other_host", "untrusted", "right")
+CERTIFICATES = ("other_host", "untrusted", "expired", "self_signed", "revoked", "revoked_ca", "right")
+REFUSALS = (429, 418)
 OVERSIZE_BYTES = 6_291_456
 """Above the feed's default limit of 4 MiB."""
 
@@ -35,14 +36,16 @@ class FaultRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         fault: One of `FAULTS`.
         count: Frames that a frame fault alters. `reorder` sends that many in reverse order (2 at least).
         connection: Number of one connection (see `GET /_sim/state`); null: all.
-        symbol: Only this symbol's frames; `id_reset` with null resets all symbols.
+        symbol: Only this symbol's frames; `id_reset` and `history_gone` with null concern all symbols.
         channel: Whose frames: trade, aggTrade or bookTicker.
         seconds: `delay`: how long everything is held back. `half_open`, `wrong_certificate`: null for good.
+            `server_shutdown`: the announced end comes after so long; null: never. `clock_step`: how far the exchange's
+            times jump, either way. `rest_refuse`: how long. `outage`: how long nobody listens.
         size: `oversized`: the frame's bytes.
         how: `malformed`: json (broken JSON), price (not a number), missing (no price), utf8 (bytes that are no text).
             `truncated`: json (a whole frame with half the text), socket (TCP ends amid the frame).
-            `close`: frame (a close frame), abort (TCP reset). `wrong_certificate`: other_host, untrusted, right.
-        code: `close`: the close code.
+            `close`: frame (a close frame), abort (TCP reset). `wrong_certificate`: one of `CERTIFICATES`.
+        code: `close`: the close code. `rest_refuse`: 429 or 418.
     """
 
     fault: str
@@ -78,8 +81,12 @@ def read_request(body: bytes) -> FaultRequest:
         raise BadInput(f"how: {request.how!r} is none of {', '.join(allowed) or '(nothing)'}")
     if request.count < 1 or (request.fault == "reorder" and request.count < 2):
         raise BadInput("count: too small")
-    if request.fault == "delay" and not request.seconds:
-        raise BadInput("seconds: delay needs them")
+    if request.fault in ("delay", "clock_step", "rest_refuse", "outage") and not request.seconds:
+        raise BadInput(f"seconds: {request.fault} needs them")
+    if request.fault != "clock_step" and (request.seconds or 0) < 0:
+        raise BadInput("seconds: less than none")
+    if request.fault == "rest_refuse" and request.code not in REFUSALS:
+        raise BadInput(f"code: {request.code} is none of {', '.join(map(str, REFUSALS))}")
     return request
 
 

@@ -1,6 +1,7 @@
 """When each trade happened, so that REST can answer for trades long gone without keeping them.
 
-Only the time is kept, once a block; everything else follows from the ordinal (`market.py`).
+Only times are kept, once a block; everything else follows from the ordinal (`market.py`). What the exchange's clock
+said and when it really was are kept apart: the first may step back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 MAX_BLOCKS = 1_000_000
-"""Blocks kept for each symbol, 16 bytes each; past that the older half is forgotten."""
+"""Blocks kept for each symbol, 24 bytes each; past that the older half is forgotten."""
 
 
 class History:
@@ -19,27 +20,49 @@ class History:
     def __init__(self) -> None:
         self._firsts = array("q")
         self._times = array("q")
+        self._happened = array("q")
+        self._stepped_back = False
+        self._gone = 0
         self.end = 0
 
     @property
     def begin(self) -> int:
         """Return the oldest ordinal that is still known."""
-        return self._firsts[0] if self._firsts else self.end
+        return max(self._gone, self._firsts[0] if self._firsts else self.end)
 
-    def append(self, first: int, count: int, event_us: int) -> None:
-        """Note that the trades [first, first + count) happened."""
+    def append(self, first: int, count: int, event_us: int, happened_us: int | None = None) -> None:
+        """Note that the trades [first, first + count) happened.
+
+        Args:
+            first: Their first ordinal.
+            count: How many.
+            event_us: The exchange's clock.
+            happened_us: The machine's, which never steps back here; None: the same.
+        """
         if len(self._firsts) >= MAX_BLOCKS:
-            del self._firsts[: MAX_BLOCKS // 2]
-            del self._times[: MAX_BLOCKS // 2]
+            for column in (self._firsts, self._times, self._happened):
+                del column[: MAX_BLOCKS // 2]
+        self._stepped_back = self._stepped_back or (bool(self._times) and event_us < self._times[-1])
         self._firsts.append(first)
         self._times.append(event_us)
+        self._happened.append(event_us if happened_us is None else happened_us)
         self.end = first + count
 
     def clear(self) -> None:
         """Forget everything: the ids begin anew."""
-        del self._firsts[:]
-        del self._times[:]
-        self.end = 0
+        for column in (self._firsts, self._times, self._happened):
+            del column[:]
+        self._stepped_back = False
+        self._gone = self.end = 0
+
+    def forget(self) -> None:
+        """Forget all trades until now; the ids go on."""
+        self._gone = self.end
+
+    def forget_before(self, happened_us: int) -> None:
+        """Forget the trades that happened before a moment."""
+        block = bisect_left(self._happened, happened_us)
+        self._gone = max(self._gone, self._firsts[block] if block < len(self._firsts) else self.end)
 
     def times(self, ordinals: Sequence[int]) -> list[int]:
         """Return the event times of ordinals within [begin, end)."""
@@ -47,5 +70,7 @@ class History:
 
     def first_at(self, time_us: int) -> int:
         """Return the first ordinal whose event time is `time_us` or later."""
+        if self._stepped_back:
+            return next((first for first, at in zip(self._firsts, self._times, strict=True) if at >= time_us), self.end)
         block = bisect_left(self._times, time_us)
         return self._firsts[block] if block < len(self._firsts) else self.end

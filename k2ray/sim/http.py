@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """A plain HTTP request: `query` holds the last value of each parameter, header names are lower case."""
+    """A plain HTTP request: `query` holds each parameter's last value, header names are lower case, `peer` asked."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+    peer: str = ""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Sim:
         ws_url: For `exchanges.binance.ws_url`.
         rest_url: For `exchanges.binance.rest_url`.
         ca_file: For `tls.ca_file`.
+        crl_file: For `tls.crl_file`: what that CA revoked.
         port: The one that all of it listens on.
         truth: The file that is complete once it has ended; None if none is written.
     """
@@ -52,6 +53,7 @@ class Sim:
     ca_file: Path
     port: int
     truth: Path | None
+    crl_file: Path
 
     def tls(self) -> ssl.SSLContext:
         """Return a context that trusts it, under the strict checks that newer Pythons have by default."""
@@ -130,6 +132,7 @@ def running_sim(
     truth: bool = True,
     replay: Path | None = None,
     arguments: Sequence[str] = (),
+    **options: float | str | bool,
 ) -> Iterator[Sim]:
     """Run `k2ray sim` in `folder` until the block ends. It is in a session of its own: Ctrl-C does not reach it.
 
@@ -142,6 +145,7 @@ def running_sim(
         truth: Whether to write it.
         replay: Send this recording instead.
         arguments: More of `k2ray sim --help`.
+        options: The same by name: `lifetime_s=60` is `--lifetime-s 60`; true is a flag.
 
     Raises:
         TryAgain: It did not start; the message holds the end of its log.
@@ -154,6 +158,9 @@ def running_sim(
         command += ["--rate", str(rate), "--seed", str(seed), "--symbols", ",".join(symbols)]
     if truth_file is not None:
         command += ["--truth", str(truth_file)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
     with (folder / "sim.log").open("a") as log:
         process = subprocess.Popen(
             [*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -167,7 +174,15 @@ def running_sim(
         process.stdout.close()
         raise TryAgain(f"the simulated exchange did not start: {(folder / 'sim.log').read_text()[-2000:]}")
     address = json.loads(line)
-    sim = Sim(process, address["ws_url"], address["rest_url"], Path(address["ca_file"]), address["port"], truth_file)
+    sim = Sim(
+        process,
+        address["ws_url"],
+        address["rest_url"],
+        Path(address["ca_file"]),
+        address["port"],
+        truth_file,
+        Path(address["crl_file"]),
+    )
     try:
         yield sim
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from k2ray.clock import SystemClock
 from k2ray.errors import BadInput
 from k2ray.sim.certificates import ensure_certificates
 from k2ray.sim.connection import Connection
@@ -118,7 +119,7 @@ class ReplayExchange:
         self.frames = read_recording(settings.replay)
         self.symbols = sorted({frame.stream.partition("@")[0].upper() for frame in self.frames})
         self._certificates = ensure_certificates(settings.ca_dir)
-        self.server = Server(self._answer, self._subscribed, self._certificates, settings.limits)
+        self.server = Server(self._answer, self._subscribed, self._certificates, settings.limits, SystemClock().now_us)
         self._sent: Counter[str] = Counter()
         self._unheard: Counter[str] = Counter()
         self._passes = 0
@@ -128,7 +129,10 @@ class ReplayExchange:
         """Listen and return where; the first subscription starts the frames."""
         host = self.settings.host
         port = await self.server.start(host, self.settings.port)
-        return Address(f"wss://{host}:{port}", f"https://{host}:{port}", str(self._certificates.ca), port, os.getpid())
+        files = self._certificates
+        return Address(
+            f"wss://{host}:{port}", f"https://{host}:{port}", str(files.ca), port, os.getpid(), str(files.crl)
+        )
 
     async def stop(self) -> None:
         """End the replay and the connections."""

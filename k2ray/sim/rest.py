@@ -7,7 +7,7 @@ also those that a fault kept from the stream. The simulator's own questions (`/_
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -77,9 +77,10 @@ def answer_info(symbols: Sequence[str], query: Mapping[str, str]) -> HttpRespons
     return answer_json(exchange_info(wanted))
 
 
-def answer_time(request: HttpRequest) -> HttpResponse:
-    """Answer `time`."""
-    return answer_json({"serverTime": _now(_in_microseconds(request))})
+def answer_time(request: HttpRequest, now_us: int | None = None) -> HttpResponse:
+    """Answer `time`; without `now_us` the machine's."""
+    now_us = time.time_ns() // 1_000 if now_us is None else now_us
+    return answer_json({"serverTime": now_us if _in_microseconds(request) else now_us // 1_000})
 
 
 class MarketRest:
@@ -88,11 +89,13 @@ class MarketRest:
     Args:
         market: What happened.
         histories: When, by symbol.
+        now_us: The exchange's clock; None: the machine's.
     """
 
-    def __init__(self, market: Market, histories: Sequence[History]) -> None:
+    def __init__(self, market: Market, histories: Sequence[History], now_us: Callable[[], int] | None = None) -> None:
         self._market = market
         self._histories = histories
+        self._now_us = now_us
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer a request, known or not."""
@@ -103,7 +106,7 @@ class MarketRest:
                 case "/api/v3/ping":
                     return answer_json({})
                 case "/api/v3/time":
-                    return answer_time(request)
+                    return answer_time(request, self._now_us() if self._now_us is not None else None)
                 case "/api/v3/exchangeInfo":
                     return answer_info(list(self._market.index), request.query)
                 case "/api/v3/historicalTrades" | "/api/v3/trades":
@@ -217,10 +220,6 @@ def _integer(request: HttpRequest, name: str) -> int | None:
 
 def _in_microseconds(request: HttpRequest) -> bool:
     return request.headers.get("x-mbx-time-unit", "").upper() == "MICROSECOND"
-
-
-def _now(microseconds: bool) -> int:
-    return time.time_ns() // (1_000 if microseconds else 1_000_000)
 
 
 def _time(event_us: int, microseconds: bool) -> int:

@@ -11,26 +11,14 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from k2ray.sim.certificates import CertificateFiles
 from k2ray.sim.connection import Connection
 from k2ray.sim.http import HttpHandler
+from k2ray.sim.limits import CONNECTS_WINDOW_S, Limits, SlidingWindow
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How the server treats its clients.
-
-    Attributes:
-        ping_interval_s: Between two pings; Binance's 20 s.
-        pong_timeout_s: A client whose pong is this late is dropped; Binance's 60 s.
-        client_buffer_bytes: More than this waiting for a slow client disconnects it.
-    """
-
-    ping_interval_s: float = 20.0
-    pong_timeout_s: float = 60.0
-    client_buffer_bytes: int = 67_108_864
+ANSWER_S = 0.1
+"""Between an outage's request and the outage."""
 
 
 class Server:
@@ -41,6 +29,7 @@ class Server:
         subscribed: Called when a connection's streams change.
         certificates: The files to serve with.
         limits: How clients are treated.
+        now_us: The exchange's clock.
     """
 
     def __init__(
@@ -49,36 +38,41 @@ class Server:
         subscribed: Callable[[Connection], None],
         certificates: CertificateFiles,
         limits: Limits,
+        now_us: Callable[[], int],
     ) -> None:
         self.handler = handler
         self.subscribed = subscribed
         self.certificates = certificates
         self.limits = limits
+        self.now_us = now_us
         self.connections: dict[int, Connection] = {}
         self.counters: Counter[str] = Counter()
         self._numbers = itertools.count(1)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._address = ("", 0)
+        self._connects: dict[str, SlidingWindow] = {}
         self._server: asyncio.Server | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._outage: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port."""
         self.use_certificate("right")
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self, next(self._numbers)), host, port, ssl=self._context
-        )
-        self._keeper = loop.create_task(self._keep_alive())
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
+        port = await self._listen(host, port)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep_alive())
+        return port
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        if self._server is None:
+        if self._keeper is None:
             return
-        self._server.close()
-        if self._keeper is not None:
-            self._keeper.cancel()
+        self._keeper.cancel()
+        self._keeper = None
+        if self._outage is not None:
+            self._outage.cancel()
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
         for connection in list(self.connections.values()):
             if connection.half_open:
                 connection.abort()
@@ -88,10 +82,45 @@ class Server:
             if not self.connections:
                 break
             await asyncio.sleep(0.01)
+        self._abort_all()
+        if server is not None:
+            await server.wait_closed()
+
+    def go_away(self, seconds: float) -> None:
+        """Be unreachable for a while: connections are dropped, nobody listens; then listen on the same port again."""
+        if self._outage is None or self._outage.done():
+            self._outage = asyncio.get_running_loop().create_task(self._stay_away(seconds))
+
+    async def _stay_away(self, seconds: float) -> None:
+        await asyncio.sleep(ANSWER_S)  # whoever asked for it gets an answer
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        self.counters["outages"] += 1
+        self._abort_all()
+        await asyncio.sleep(seconds)
+        await self._listen(*self._address)
+
+    async def _listen(self, host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self, next(self._numbers)), host, port, ssl=self._context
+        )
+        bound: int = self._server.sockets[0].getsockname()[1]
+        self._address = (host, bound)
+        return bound
+
+    def _abort_all(self) -> None:
         for connection in list(self.connections.values()):
             connection.abort()
-        await self._server.wait_closed()
-        self._server = None
+
+    def may_connect(self, peer: str) -> bool:
+        """Count a WebSocket of this address; false if it had too many lately."""
+        window = self._connects.setdefault(peer, SlidingWindow(self.limits.connects_per_5_min, CONNECTS_WINDOW_S))
+        if window.take(time.monotonic()):
+            return True
+        self.counters["connects_refused"] += 1
+        return False
 
     def use_certificate(self, which: str) -> None:
         """Serve new connections with the certificate `right`, `other_host` or `untrusted`."""
@@ -103,7 +132,10 @@ class Server:
         return [connection for connection in self.connections.values() if connection.is_websocket]
 
     def opened(self, connection: Connection) -> None:
-        """Note a new connection."""
+        """Note a new connection; during an outage there is none: its handshake had begun before."""
+        if self._server is None:
+            connection.abort()
+            return
         self.connections[connection.number] = connection
         self.counters["connections_opened"] += 1
 
@@ -112,7 +144,9 @@ class Server:
         self.connections.pop(connection.number, None)
 
     async def _keep_alive(self) -> None:
-        pause = min(1.0, self.limits.ping_interval_s / 4)
+        limits = self.limits
+        notice_s = limits.shutdown_notice_s or limits.lifetime_s
+        pause = max(0.02, min(1.0, limits.ping_interval_s / 4, limits.lifetime_s / 50, notice_s / 4))
         while True:
             await asyncio.sleep(pause)
             now = time.monotonic()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from k2ray.sim.certificates import default_folder
+from k2ray.sim.limits import Limits
 from k2ray.sim.market import STREAMS
-from k2ray.sim.server import Limits
 
 DEFAULT_SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
 
@@ -33,6 +33,7 @@ class SimSettings:
         replay: Send this file's recorded frames instead of a market; `speed` times as fast (0: at once), `loop`: for
             ever.
         limits: How clients are treated.
+        history_s: REST has forgotten trades that are older; None: it knows them all.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class SimSettings:
     speed: float = 1.0
     loop: bool = False
     limits: Limits = field(default_factory=Limits)
+    history_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,4 @@ class Address:
     ca_file: str
     port: int
     pid: int
+    crl_file: str = ""

@@ -103,6 +103,9 @@ def test_frames_that_are_not_meant_do_not_use_a_fault_up(channel: Channel, symbo
         b'{"fault":"delay"}',
         b'{"fault":"reorder","count":1}',
         b'{"fault":"id_gap","count":0}',
+        b'{"fault":"clock_step"}',
+        b'{"fault":"outage","seconds":-1}',
+        b'{"fault":"rest_refuse","seconds":5}',
     ],
 )
 def test_requests_that_make_no_sense_are_refused(body: bytes) -> None:
