@@ -142,8 +142,13 @@ def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]],
     actors = {logical: edge.CHILD_CLASSES[logical.split(":", 1)[0]] for logical in wanted_actors(settings)}
     wanted = Wanted(1, settings.to_json(), actors, local_broker=local_broker)
     if before is not None:  # what was deployed stays deployed
-        kept = {"release": before.release, "code": before.code, "releases": before.releases}
-        wanted = dataclasses.replace(wanted, epoch=before.epoch + 1, **kept)
+        wanted = dataclasses.replace(
+            wanted,
+            epoch=before.epoch + 1,
+            release=before.release,
+            code=before.code,
+            releases=before.releases,
+        )
     write_wanted(layout.run, wanted)
     if not lives:
         undo.append(("Stop actors", lambda: drain_actors(system)))

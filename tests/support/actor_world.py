@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
-from actors.lives import Answered, Ask, Attach, Drain, Ended, Instruction, Kill, Listed, Start
+from actors.lives import Answered, Ask, Attach, Drain, Ended, Instruction, Kill, Listed, Phase, Start
 from actors.names import ActorName
 from actors.reconciler import Reconciler
 from k2ray.settings import Supervision
@@ -13,7 +14,8 @@ from k2ray.settings import Supervision
 class ActorWorld:
     """Carries out a reconciler's instructions on pretend actors.
 
-    `living` maps a name to whether it answers. Time moves only in `step`.
+    `living` maps a name to whether it answers; `health` adds to what a name, or every generation of a logical name,
+    answers. Time moves only in `step`.
     """
 
     def __init__(self, policy: Supervision | None = None, seed: int = 0) -> None:
@@ -27,6 +29,8 @@ class ActorWorld:
         self.drained: list[ActorName] = []
         self.attached: list[ActorName] = []
         self.starts_fail: set[str] = set()
+        self.health: dict[ActorName | str, dict[str, Any]] = {}
+        self.releases: dict[ActorName, str] = {}
         self.reconciler = Reconciler(self.policy, random.Random(seed))
 
     def restart_supervisor(self, wanted: list[str], epoch: int = 1) -> None:
@@ -60,7 +64,8 @@ class ActorWorld:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Start(name):
+            case Start(name, release):
+                self.releases[name] = release
                 assert name not in self.started, "a name was started twice"
                 assert name not in self.living, "a living name was started"
                 self.started.append(name)
@@ -74,11 +79,20 @@ class ActorWorld:
                     self.reconciler.handle(Ended(name, "not found"), self.now_s)
             case Ask(name):
                 if self.living.get(name):
-                    self.reconciler.handle(Answered(name, {"pid": 1000 + name.generation, "node": "n"}), self.now_s)
+                    health = {"pid": 1000 + name.generation, "node": "n"}
+                    health |= self.health.get(name.logical, {}) | self.health.get(name, {})
+                    self.reconciler.handle(Answered(name, health), self.now_s)
             case Drain(name):
+                self._assert_followed(name)
                 self.drained.append(name)
                 if self.living.get(name):
                     self.ending.add(name)
             case Kill(name):
                 self.killed.append(instruction)
                 self.living.pop(name, None)
+
+    def _assert_followed(self, name: ActorName) -> None:
+        child = self.reconciler.children[name.logical]
+        if child.wanted and not self.reconciler.stopping:
+            followers = [life for number, life in child.lives.items() if number > name.generation]
+            assert any(life.ready and life.phase is Phase.RUNNING for life in followers), "drained for nobody"
