@@ -61,6 +61,31 @@ FEED_ROWS = Counter("k2ray_feed_rows", "Rows handed to the producer.", ["exchang
 FEED_IGNORED = Counter("k2ray_feed_ignored_frames", "Frames of streams that nobody subscribed.", ["exchange", "feed"])
 FEED_CONNECTS = Counter("k2ray_feed_connects", "Attempts to connect, by outcome.", ["exchange", "feed", "outcome"])
 FEED_DATA_AGE = Gauge("k2ray_feed_data_age_seconds", "Seconds since the last frame.", ["exchange", "feed"])
+FEED_CONNECTION = Gauge(
+    "k2ray_feed_connection",
+    "1 for the state that the connection is in: idle, waiting, connecting, open, closing, drained.",
+    ["exchange", "feed", "kind"],
+)
+FEED_READY = Gauge(
+    "k2ray_feed_ready", "1 while a connection delivers and answers, or there is nothing to record.", ["exchange", "feed"]
+)
+FEED_CONNECTION_AGE = Gauge(
+    "k2ray_feed_connection_age_seconds", "Seconds that the connection has been up, 0 if it is not.", ["exchange", "feed"]
+)
+FEED_PONG_AGE = Gauge(
+    "k2ray_feed_pong_age_seconds", "Seconds since the exchange last answered a ping of ours.", ["exchange", "feed"]
+)
+FEED_ROTATIONS = Counter(
+    "k2ray_feed_rotations",
+    "Connections replaced, make before break, by reason: schedule, lifetime, shutdown, operator, heartbeat, stale.",
+    ["exchange", "feed", "reason"],
+)
+FEED_RECONNECTS = Counter(
+    "k2ray_feed_reconnects", "Connections that ended before another one delivered.", ["exchange", "feed"]
+)
+FEED_STALE_PROBES = Counter(
+    "k2ray_feed_stale_probes", "Times that a connection was silent for too long and was asked.", ["exchange", "feed"]
+)
 
 # serve/
 HTTP_REQUESTS = Counter("k2ray_http_requests", "Requests answered, by route and status.", ["route", "status"])
@@ -125,6 +150,27 @@ COMPACTIONS = Counter(
 COMPACTED_FILES = Counter("k2ray_compacted_files", "Small files that were replaced.", ["table"])
 COMPACTED_ROWS = Counter("k2ray_compacted_rows", "Rows that were written anew, unchanged.", ["table"])
 COMPACTED_BYTES = Counter("k2ray_compacted_bytes", "Bytes of the files that replaced small ones.", ["table"])
+
+# backfill/
+BACKFILL_CALLS = Counter(
+    "k2ray_backfill_calls",
+    "REST questions by outcome: answered, limited (429), banned (418), refused (other 4xx), failed.",
+    ["exchange", "outcome"],
+)
+BACKFILL_ROWS = Counter("k2ray_backfill_rows", "Rows fetched by REST and handed to Kafka.", ["exchange"])
+BACKFILL_WEIGHT_LEFT = Gauge(
+    "k2ray_backfill_weight_left", "Request weight that backfill may still take in this window.", ["exchange"]
+)
+BACKFILL_BANNED_SECONDS = Gauge(
+    "k2ray_backfill_banned_seconds",
+    "Seconds that the exchange asked to wait, when it last did; 0 once over.",
+    ["exchange"],
+)
+GAP_EVENTS = Counter(
+    "k2ray_gaps", "What became of gaps: opened, filled, lost; recorded in the gaps table.", ["exchange", "kind"]
+)
+GAP_MISSING_IDS = Gauge("k2ray_gap_missing_ids", "Ids in open gaps.", ["exchange"])
+GAP_OLDEST_SECONDS = Gauge("k2ray_gap_oldest_seconds", "Age of the oldest open gap; 0 without any.", ["exchange"])
 
 # actors/report.py
 ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["actor"])

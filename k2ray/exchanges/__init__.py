@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from k2ray.errors import SettingsError
-from k2ray.exchanges.base import ExchangeAdapter
+from k2ray.exchanges.base import ExchangeAdapter, RestAdapter
 from k2ray.exchanges.binance import Binance
+from k2ray.exchanges.binance_rest import BinanceRest
 
 
 def adapter(exchange: str) -> ExchangeAdapter:
@@ -16,3 +17,14 @@ def adapter(exchange: str) -> ExchangeAdapter:
     if exchange == Binance.name:
         return Binance()
     raise SettingsError(f"exchanges.{exchange}: no adapter of this name")
+
+
+def rest_adapter(exchange: str) -> RestAdapter:
+    """Return how past rows of an exchange are fetched.
+
+    Raises:
+        SettingsError: No adapter has that name; the start stops.
+    """
+    if exchange == BinanceRest.name:
+        return BinanceRest()
+    raise SettingsError(f"exchanges.{exchange}: no REST adapter of this name")

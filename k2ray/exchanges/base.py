@@ -77,6 +77,7 @@ class Decoded:
         ignored: Frames of streams that nobody subscribed, and rows that the exchange itself marks as void.
         control: Answers to our own messages.
         events: What the exchange asks the connection to do, for example `SHUTDOWN`.
+        subscribed: How many streams the exchange says that it sends, if it was asked (`ExchangeAdapter.question`).
     """
 
     batches: dict[str, pa.RecordBatch] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class Decoded:
     ignored: int = 0
     control: int = 0
     events: list[str] = field(default_factory=list)
+    subscribed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,35 @@ class SequenceRule:
 
 
 @dataclass(frozen=True)
-class Backfill:
-    """How a channel's missing ids are fetched by REST; the backfill actor does it.
+class RestQuestion:
+    """One GET and what it costs.
 
     Attributes:
-        path: Below `rest_url`.
-        from_parameter: Query parameter that takes the first id wanted.
-        limit: Rows in one answer at most.
-        weight: What one request costs of the exchange's request budget.
+        path: Below `rest_url`, with its query.
+        headers: To send with it.
+        weight: Of the exchange's request budget.
+        symbols: Whom it is about.
     """
 
     path: str
-    from_parameter: str
-    limit: int
+    headers: dict[str, str]
     weight: int
+    symbols: tuple[str, ...]
+
+
+@dataclass
+class RestPage:
+    """What an answer to `RestAdapter.page` held.
+
+    Attributes:
+        rows: In `model.WIRE_SCHEMAS[table]` with origin `backfill`, by id; None if no row can be made.
+        void: Ids that the exchange answered and says are no trades.
+        dead: Rows whose values do not fit, as JSON, each with its id.
+    """
+
+    rows: pa.RecordBatch | None = None
+    void: list[int] = field(default_factory=list)
+    dead: list[tuple[int, DeadFrame]] = field(default_factory=list)
 
 
 class FrameDecoder(Protocol):
@@ -156,6 +173,12 @@ class ExchangeAdapter(Protocol):
     name: str
     asset_class: str
     heartbeat: Heartbeat
+    lifetime_s: float | None
+    """After this long the exchange cuts a connection; None: never."""
+    max_streams: int
+    """Most streams (channel times symbol) on one connection."""
+    question: bytes | None
+    """A text whose answer lists what is subscribed (`Decoded.subscribed`); None: there is none."""
 
     def stream_url(self, settings: ExchangeSettings, subscription: Subscription) -> str:
         """Return the WebSocket URL for a connection that carries `subscription`."""
@@ -169,9 +192,6 @@ class ExchangeAdapter(Protocol):
     def sequence_rule(self, channel: str) -> SequenceRule:
         """Return what the ids of a channel cover."""
 
-    def backfill(self, channel: str) -> Backfill | None:
-        """Return how missing ids of a channel are fetched; None where they cannot be."""
-
     def instrument_paths(self, symbols: Sequence[str]) -> list[str]:
         """Return the REST paths (with query) that together describe `symbols`."""
 
@@ -181,3 +201,41 @@ class ExchangeAdapter(Protocol):
         Raises:
             BadFrame: The answer is not what the exchange documents; try again later.
         """
+
+
+class RestAdapter(Protocol):
+    """What the backfill needs of an exchange: pages of past rows by id, and the newest id of each symbol.
+
+    Only for channels whose ids step by one (`SequenceRule.proves_gaps`).
+    """
+
+    name: str
+    asset_class: str
+    weight_a_minute: int
+    used_weight_header: str
+
+    def page(self, channel: str, symbol: str, first_id: int, rows: int) -> RestQuestion:
+        """Return the question for the rows from `first_id` on, at most `rows` and at most `page_rows(channel)`."""
+
+    def page_rows(self, channel: str) -> int:
+        """Return how many rows one answer holds at most."""
+
+    def read_page(self, channel: str, symbol: str, body: bytes, received_us: int) -> RestPage:
+        """Read an answer to `page`.
+
+        Raises:
+            BadFrame: The answer is not what the exchange documents; try again later.
+        """
+
+    def newest(self, channel: str, symbols: Sequence[str]) -> list[RestQuestion]:
+        """Return the questions that together tell the newest id of each symbol."""
+
+    def read_newest(self, channel: str, question: RestQuestion, body: bytes) -> dict[str, int]:
+        """Read the answer to one of `newest`: symbol -> newest id; a symbol without any trade is left out.
+
+        Raises:
+            BadFrame: As above.
+        """
+
+    def learn(self, instruments: dict[str, Instrument]) -> None:
+        """Use what the exchange says about its symbols from the next `read_page` on."""

@@ -17,7 +17,8 @@ aggTrades that the exchange marks as duplicates (p = q = 0, f = l = -1) are no t
 counted as ignored, and the next row of the symbol, if it is the next id, covers their ids too, so that they do not look
 like a gap.
 
-Not here: sockets (`feed/`), REST calls (`feed/instruments.py`). Next in the flow: 5, `model.py`.
+Not here: sockets (`feed/`), REST calls (`feed/instruments.py`), past rows by REST (`binance_rest.py`).
+Next in the flow: 5, `model.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from urllib.parse import quote
 import msgspec
 
 from k2ray.errors import BadFrame
-from k2ray.exchanges.base import Backfill, Heartbeat, Instrument, SequenceRule, Subscription
+from k2ray.exchanges.base import Heartbeat, Instrument, SequenceRule, Subscription
 from k2ray.exchanges.binance_decode import STREAMS, BinanceDecoder
 from k2ray.settings import ExchangeSettings
 
@@ -36,10 +37,6 @@ SYMBOLS_A_REQUEST = 50
 
 _ONE = SequenceRule("one")
 _RULES = {"trades": _ONE, "agg_trades": _ONE, "quotes": SequenceRule("grows")}
-_BACKFILL = {
-    "trades": Backfill("/api/v3/historicalTrades", "fromId", limit=1000, weight=25),
-    "agg_trades": Backfill("/api/v3/aggTrades", "fromId", limit=1000, weight=4),
-}
 
 
 class _Symbol(msgspec.Struct, gc=False):
@@ -60,6 +57,9 @@ class Binance:
     name = "binance"
     asset_class = "crypto"
     heartbeat = Heartbeat(server_ping_s=20)
+    lifetime_s: float | None = 86_400.0
+    max_streams = 1024
+    question: bytes | None = b'{"method":"LIST_SUBSCRIPTIONS","id":1}'
 
     def stream_url(self, settings: ExchangeSettings, subscription: Subscription) -> str:
         """Return the combined-stream URL: the streams are in it, so nothing is sent after connecting."""
@@ -81,10 +81,6 @@ class Binance:
     def sequence_rule(self, channel: str) -> SequenceRule:
         """Trade and aggregate ids step by one for each symbol; bookTicker's update ids grow and skip."""
         return _RULES[channel]
-
-    def backfill(self, channel: str) -> Backfill | None:
-        """Trades can be fetched by id; quotes cannot."""
-        return _BACKFILL.get(channel)
 
     def instrument_paths(self, symbols: Sequence[str]) -> list[str]:
         """Return exchangeInfo requests of bounded URL length."""

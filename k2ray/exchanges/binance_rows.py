@@ -92,10 +92,12 @@ class RowBuilder:
         exchange: For the `exchange` column.
         asset_class: For the `asset_class` column.
         symbols: A row's code is its symbol's place here.
+        origin: For the `origin` column, from `model.ORIGINS`.
     """
 
-    def __init__(self, exchange: str, asset_class: str, symbols: Sequence[str]) -> None:
+    def __init__(self, exchange: str, asset_class: str, symbols: Sequence[str], origin: str = "live") -> None:
         self._exchange = exchange
+        self._origin = origin
         self._asset_class = asset_class
         self._symbols = list(symbols)
         self._symbol_values = pa.array(self._symbols, pa.string())
@@ -215,7 +217,7 @@ class RowBuilder:
             ids,
             columns.constant(model.CHANNELS[channel].space, len(ids)),
             columns.timestamps(received_us),
-            columns.constant("live", len(ids)),
+            columns.constant(self._origin, len(ids)),
             vendor_data,
         ]
 

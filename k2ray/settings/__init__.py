@@ -5,6 +5,7 @@ from k2ray.settings.secrets import MASK
 from k2ray.settings.sections import (
     ENV_PREFIX,
     Api,
+    Backfill,
     Binance,
     Catalog,
     Commit,
@@ -28,6 +29,7 @@ __all__ = [
     "ENV_PREFIX",
     "MASK",
     "Api",
+    "Backfill",
     "Binance",
     "Catalog",
     "Commit",

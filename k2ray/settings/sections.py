@@ -169,6 +169,29 @@ class Feed(Section):
     )
 
 
+class Backfill(Section):
+    """How gaps are closed by REST."""
+
+    enabled: bool = Field(True, description="Fetch missing trades; false: gaps stay until somebody else fills them.")
+    grace_s: Annotated[float, Field(ge=0)] = Field(
+        15, description="Ids missing for this long are fetched; until then they may only be late."
+    )
+    interval_s: PositiveFloat = Field(5, description="Seconds between looks at the newest snapshot's ledger.")
+    prove_interval_s: PositiveFloat = Field(
+        60, description="Seconds between questions for the newest ids: trades missed at the end of a session show."
+    )
+    retry_s: PositiveFloat = Field(30, description="Pause before ids that the exchange did not answer are asked again.")
+    lost_after_answers: Annotated[int, Field(ge=1)] = Field(
+        3, description="Ids missing in this many answers in a row are sealed as lost."
+    )
+    max_gap_ids: PositiveInt = Field(50_000_000, description="A wider gap is absurd: sealed as lost, never fetched.")
+    page_rows: Annotated[int, Field(ge=1, le=1000)] = Field(1000, description="Rows asked for at once.")
+    concurrency: Annotated[int, Field(ge=1, le=16)] = Field(4, description="Requests under way at once.")
+    weight_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Part of the exchange's request weight that backfill takes at most."
+    )
+
+
 class Kafka(Section):
     """The log between feeds and writers."""
 
@@ -296,6 +319,7 @@ class Settings(BaseSettings):
     ray: RaySettings = Field(default_factory=RaySettings, description="Where Ray runs.")
     exchanges: Exchanges = Field(default_factory=Exchanges, description="What to record.")
     feed: Feed = Field(default_factory=Feed, description="How feeds read their sockets.")
+    backfill: Backfill = Field(default_factory=Backfill, description="How gaps are closed by REST.")
     kafka: Kafka = Field(default_factory=Kafka, description="The log.")
     lake: Lake = Field(default_factory=Lake, description="The lakehouse.")
     supervision: Supervision = Field(default_factory=Supervision, description="When the supervisor acts.")

@@ -53,8 +53,6 @@ def test_only_ids_that_step_by_one_prove_gaps() -> None:
         channel: adapter("binance").sequence_rule(channel).proves_gaps for channel in ("trades", "agg_trades", "quotes")
     }
     assert rules == {"trades": True, "agg_trades": True, "quotes": False}
-    assert adapter("binance").backfill("quotes") is None
-    assert adapter("binance").backfill("trades") is not None
 
 
 def test_an_unknown_exchange_stops_the_start() -> None:
