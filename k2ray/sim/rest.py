@@ -113,6 +113,8 @@ class MarketRest:
                     return answer_json(self._trades(request))
                 case "/api/v3/aggTrades":
                     return answer_json(self._aggregates(request))
+                case "/api/v3/ticker/24hr":
+                    return answer_json(self._tickers(request))
                 case _:
                     return refuse(-1, "no such path", 404)
         except BadRequest as error:
@@ -196,6 +198,23 @@ class MarketRest:
             )
         ]
         return [row for row in answer if end is None or row["T"] <= end]
+
+    def _tickers(self, request: HttpRequest) -> list[dict[str, Any]]:
+        """Answer which trade ids there are; of a 24 h ticker's fields only what follows from the ids."""
+        try:
+            names = msgspec.json.decode(request.query.get("symbols", "[]"), type=list[str])
+        except msgspec.DecodeError:
+            raise BadRequest("symbols", "Illegal characters found in parameter 'symbols'.") from None
+        if not set(names) <= set(self._market.index):
+            raise BadRequest("symbol", "Invalid symbol.")
+        answer = []
+        for name in names or list(self._market.index):
+            symbol = self._market.index[name]
+            history, base = self._histories[symbol], self._market.symbols[symbol].first_ids[-1][Channel.TRADE]
+            count = history.end - history.begin
+            first, last = (base + history.begin, base + history.end - 1) if count else (-1, -1)
+            answer.append({"symbol": name, "firstId": first, "lastId": last, "count": count})
+        return answer
 
     def _symbol(self, request: HttpRequest) -> int:
         symbol = self._market.index.get(request.query.get("symbol", ""))

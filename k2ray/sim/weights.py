@@ -24,12 +24,17 @@ _WEIGHTS = {
     "/api/v3/historicalTrades": 25,
     "/api/v3/aggTrades": 4,
 }
+_TICKER_WEIGHTS = ((20, 2), (100, 40))
+_ALL_TICKERS_WEIGHT = 80
 _DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))
 DEFAULT_DEPTH_LIMIT = 100
 
 
 def weight_of(path: str, query: Mapping[str, str]) -> int:
     """Return what a request costs; unknown paths cost 1."""
+    if path == "/api/v3/ticker/24hr":
+        symbols = query.get("symbols", "").count(",") + 1 if "symbols" in query else _TICKER_WEIGHTS[-1][0] + 1
+        return next((weight for most, weight in _TICKER_WEIGHTS if symbols <= most), _ALL_TICKERS_WEIGHT)
     if path != "/api/v3/depth":
         return _WEIGHTS.get(path, 1)
     text = query.get("limit", "")

@@ -109,3 +109,12 @@ def test_after_a_reset_only_the_new_numbering_is_answered() -> None:
 def test_symbols_say_base_and_quote(world: World) -> None:
     info = world.get("exchangeInfo", symbols='["ETHUSDT"]')
     assert [(s["symbol"], s["baseAsset"], s["quoteAsset"]) for s in info["symbols"]] == [("ETHUSDT", "ETH", "USDT")]
+
+
+def test_a_ticker_names_the_newest_trade_and_minus_one_without_any(world: World) -> None:
+    (newest,) = world.get("historicalTrades", symbol="ETHUSDT", limit=1)
+    (ticker,) = world.get("ticker/24hr", symbols='["ETHUSDT"]', type="MINI")
+    assert ticker["lastId"] == newest["id"]
+    assert ticker["count"] == ticker["lastId"] - ticker["firstId"] + 1
+    assert [row["lastId"] for row in World(ticks=0).get("ticker/24hr")] == [-1, -1]
+    assert world.get("ticker/24hr", symbols='["NONE"]') == (400, -1121)

@@ -18,6 +18,9 @@ ME, YOU = "127.0.0.1", "127.0.0.2"
         ("depth", {"limit": "1000"}, 50),
         ("depth", {"limit": "5000"}, 250),
         ("depth", {"limit": "x"}, 5),
+        ("ticker/24hr", {"symbols": '["A","B"]'}, 2),
+        ("ticker/24hr", {"symbols": ",".join("A" * 21)}, 40),
+        ("ticker/24hr", {}, 80),
         ("nothing", {}, 1),
     ],
 )
