@@ -13,12 +13,11 @@ import asyncio
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
-
-from prometheus_client import generate_latest
 
 from actors import edge
 from actors.broker_keeper import BrokerKeeper
@@ -27,7 +26,10 @@ from actors.limits import LimitDesk
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
-from actors.report import count, describe
+from actors.pressure import too_much, worth_replacing
+from actors.report import count, count_supervisor, describe
+from actors.sampling import MemoryReport, MemorySampler, as_health
+from actors.scrape import Scrape
 from actors.wanted import Wanted, read_wanted, write_private
 from k2ray.clock import SystemClock
 from k2ray.errors import BadInput, K2rayError, SupervisorUnavailable, TryAgain
@@ -37,8 +39,6 @@ from k2ray.settings import Settings
 
 LIST_INTERVAL_S = 1.0
 """How often Ray is asked who lives; only strays and lost lives are found this way, so it need not be quick."""
-
-METRICS_TIMEOUT_S = 1.0
 
 ORDER_TIMEOUT_S = 30.0
 """Longest wait for the answer to an operator's order; a role that needs longer answers first and works afterwards."""
@@ -66,16 +66,6 @@ def system_status(namespace: str, timeout_s: float) -> dict[str, Any]:
     return status
 
 
-def system_metrics(namespace: str, timeout_s: float) -> dict[str, str]:
-    """Ask the supervisor for all actors' metrics: actor -> Prometheus text (`actors/exposition.py` joins them).
-
-    Raises:
-        SupervisorUnavailable: It does not live or does not answer in time.
-    """
-    texts: dict[str, str] = edge.ask(edge.find(SUPERVISOR, namespace), "metrics", timeout_s=timeout_s)
-    return texts
-
-
 async def _awaited(reference: Any) -> Any:
     return await reference
 
@@ -99,33 +89,30 @@ class Supervisor:
         self._limits = LimitDesk(self._layout.run)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._handles: dict[ActorName, Any] = {}
+        self._scrape = Scrape(self._handles)
         self._tasks: set[asyncio.Task[None]] = set()
         self._listed_s = float("-inf")
         self._listing = False
         self._remembered = ""
         self._births = 1
         self._status: dict[str, Any] = {}
-        self._turned_s = time.monotonic()
+        self._turned_s = self._born_s = time.monotonic()
         self._log.info("born", node=pid_space())
         self._loop_task = asyncio.get_running_loop().create_task(self._loop())
+        self._mirror_task = asyncio.get_running_loop().create_task(self._scrape.mirror())
 
     async def status(self) -> dict[str, Any]:
         """Return the newest picture; runs in its own thread and only reads."""
         return {**self._status, "loop_age_s": time.monotonic() - self._turned_s}
 
-    async def metrics(self) -> dict[str, str]:
-        """Return actor -> its metrics as text, of all that answer in time, and the supervisor's own."""
-        names = list(self._handles)
-        answers = await asyncio.gather(*(self._metrics_of(name) for name in names))
-        texts = {name.logical: text for name, text in zip(names, answers, strict=True) if text is not None}
-        return {**texts, SUPERVISOR: generate_latest().decode()}
+    async def metrics(self, replica: str, text: str) -> tuple[str, dict[str, str]]:
+        """Take a replica's metrics; return under which name they are shown, and everybody's (`actors/scrape.py`)."""
+        shown = self._scrape.note_replica(replica, text)
+        return shown, await self._scrape.collect()
 
-    async def _metrics_of(self, name: ActorName) -> str | None:
-        try:
-            text: str = await asyncio.wait_for(_awaited(self._handles[name].metrics.remote()), METRICS_TIMEOUT_S)
-        except (*edge.RAY_ERRORS, KeyError, OSError, TimeoutError):
-            return None
-        return text
+    async def note_replica(self, replica: str, text: str) -> str:
+        """Take a replica's metrics and return under which name they are shown."""
+        return self._scrape.note_replica(replica, text)
 
     async def changed(self) -> None:
         """Look at the wanted state at once instead of at the next turn."""
@@ -225,10 +212,25 @@ class Supervisor:
         if self._keeper is not None and not reconciler.settled:
             self._keeper.tick(now_s)
         self._remember()
-        count(reconciler)
+        count(reconciler, self._settings.memory)
+        count_supervisor(self._births, self._settings.memory)
         assert self._wanted is not None
         broker = self._keeper.status() if self._keeper else None
-        self._status = describe(reconciler, broker, self._births, self._wanted)
+        own = self._memory.report()
+        self._status = describe(reconciler, broker, self._births, self._wanted, own)
+        self._mind_own_memory(own)
+
+    def _mind_own_memory(self, own: MemoryReport) -> None:
+        """Make room by an end: Ray starts the next supervisor at once, and it adopts everybody."""
+        health, settings = as_health(own), self._settings.memory
+        why = too_much(SUPERVISOR, health, settings)
+        found = worth_replacing(SUPERVISOR, health, settings)
+        old_enough = time.monotonic() - self._born_s > self._settings.supervision.replace_pause_s
+        if not why and found is not None and old_enough:
+            why = found[1]
+        if why:
+            self._log.warning("ends itself", reason=why)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _read_wanted(self) -> None:
         try:
@@ -246,11 +248,13 @@ class Supervisor:
         self._settings = Settings.from_json(wanted.settings)
         self._limits.configure(self._settings)
         if self._reconciler is None:
-            self._reconciler = Reconciler(self._settings.supervision, random.Random())
+            self._reconciler = Reconciler(self._settings.supervision, random.Random(), self._settings.memory)
+            self._memory = MemorySampler(self._settings.memory)
+            self._memory.start()
             memory = self._recall()
             self._births = int(memory.get("births", 0)) + 1
             self._reconciler.recall(memory)
-        self._reconciler.follow(self._settings.supervision)
+        self._reconciler.follow(self._settings.supervision, self._settings.memory)
         self._reconciler.want(wanted.actors, wanted.epoch)
         self._reconciler.stop(wanted.stopping)
         if wanted.local_broker and self._keeper is None:

@@ -19,7 +19,8 @@ from k2ray.settings import Settings
 from serve import problems
 from serve.market import market_routes
 from serve.meter import Meter
-from serve.status import ActorMetrics, SystemStatus, status_routes
+from serve.metrics import UNKNOWN, SystemMetrics, alone, metrics_routes
+from serve.status import SystemStatus, status_routes
 from serve.work import Workers
 
 QUERY_THREADS = 4  # DuckDB's own threads do the work; these wait for it and write the answers
@@ -63,21 +64,23 @@ class Engine:
                 self._opened = None
 
 
-def build_api(settings: Settings, status: SystemStatus, actor_metrics: ActorMetrics = dict) -> FastAPI:
+def build_api(settings: Settings, status: SystemStatus, metrics: SystemMetrics | None = None) -> FastAPI:
     """Return the FastAPI app; knows nothing of Serve.
 
     Args:
         settings: Catalog, warehouse and limits.
         status: Returns the supervisor's view of the system; blocking.
-        actor_metrics: Returns all actors' metrics as text; blocking.
+        metrics: What `/metrics` shows; None shows this process alone.
     """
     engine = Engine(settings)
+    shown = metrics or SystemMetrics(alone, lambda _text: UNKNOWN)
     queries = Workers("query", QUERY_THREADS, QUERIES_WAITING)
     checks = Workers("check", 2, QUERIES_WAITING)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with shown.reporting():
+            yield
         for workers in (queries, checks):
             workers.close()
         engine.close()
@@ -90,6 +93,7 @@ def build_api(settings: Settings, status: SystemStatus, actor_metrics: ActorMetr
     )
     problems.install(api)
     api.include_router(market_routes(engine.get, queries))
-    api.include_router(status_routes(engine.check_tables, status, checks, actor_metrics))
+    api.include_router(status_routes(engine.check_tables, status, checks))
+    api.include_router(metrics_routes(shown))
     api.add_middleware(Meter)
     return api

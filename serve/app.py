@@ -16,14 +16,17 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from actors.supervisor import system_metrics, system_status
+from actors.scrape import report_replica, system_metrics
+from actors.supervisor import system_status
 from k2ray.errors import SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs
 from k2ray.settings import Settings, load_settings
 from serve.api import QUERIES_WAITING, QUERY_THREADS, build_api
+from serve.metrics import SystemMetrics
 
 STATUS_TIMEOUT_S = 2.0
+METRICS_TIMEOUT_S = 4.0
 
 
 class MarketApi:
@@ -38,11 +41,15 @@ class MarketApi:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         layout = DataDir(self._settings.data_dir)
-        configure_logs(layout.logs, f"api-{serve.get_replica_context().replica_id.unique_id}")
+        namespace, replica = layout.namespace, str(serve.get_replica_context().replica_id.unique_id)
+        configure_logs(layout.logs, f"api-{replica}")
         return build_api(
             self._settings,
-            lambda: system_status(layout.namespace, STATUS_TIMEOUT_S),
-            lambda: system_metrics(layout.namespace, STATUS_TIMEOUT_S),
+            lambda: system_status(namespace, STATUS_TIMEOUT_S),
+            SystemMetrics(
+                lambda text: system_metrics(namespace, replica, text, METRICS_TIMEOUT_S),
+                lambda text: report_replica(namespace, replica, text, METRICS_TIMEOUT_S),
+            ),
         )
 
     async def check_health(self) -> None:

@@ -1,4 +1,4 @@
-"""How the system is: the supervisor's view, this replica's health and readiness, and its metrics.
+"""How the system is: the supervisor's view, this replica's health and readiness.
 
 `/health` says that the process answers; it touches nothing else. `/ready` says that questions can be answered and that
 somebody keeps the writers alive: the catalog is readable, every table exists, the supervisor answers.
@@ -7,31 +7,26 @@ somebody keeps the writers alive: the catalog is readable, every table exists, t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.exposition import merge_metrics
 from k2ray.errors import K2rayError, TryAgain
 from serve.parameters import read_query
 from serve.problems import describe
 from serve.work import Workers
 
 SystemStatus = Callable[[], dict[str, Any]]
-ActorMetrics = Callable[[], dict[str, str]]
 
 
 def status_routes(
     check_tables: Callable[[], None],
     system_status: SystemStatus,
     workers: Workers,
-    actor_metrics: ActorMetrics = dict,
 ) -> APIRouter:
     """Return the routes.
 
@@ -39,7 +34,6 @@ def status_routes(
         check_tables: Returns if every table can be read, else raises `TryAgain`; blocking.
         system_status: Returns the supervisor's view, else raises `TryAgain`; blocking.
         workers: Threads of their own, so that long queries do not make a replica look dead.
-        actor_metrics: Returns actor -> its metrics as text, else raises `TryAgain`; blocking.
     """
     router = APIRouter(tags=["status"])
 
@@ -60,14 +54,6 @@ def status_routes(
         parts = dict(zip(("tables", "supervisor"), checks, strict=True))
         is_ready = all(state == "ok" for state in checks)
         return _json({"ready": is_ready, **parts}, 200 if is_ready else 503)
-
-    @router.get("/metrics", summary="This replica's and all actors' metrics for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        texts = {}
-        with contextlib.suppress(TryAgain):  # without a supervisor there is still this replica
-            texts = await workers.run(actor_metrics)
-        merged = merge_metrics({**texts, "api": generate_latest().decode()})
-        return Response(merged, media_type=CONTENT_TYPE_LATEST)
 
     return router
 
