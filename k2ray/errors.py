@@ -40,6 +40,17 @@ class CatalogUnavailable(TryAgain):
     """The Iceberg catalog, or the storage under it, does not answer."""
 
 
+class RegistryUnavailable(TryAgain):
+    """The schema registry, or the actor that asks it, does not answer: which schema an id stands for is not known yet.
+
+    Nothing that waits for the answer may be put aside.
+    """
+
+
+class DiskFull(CatalogUnavailable):
+    """No room under the warehouse or the catalog. Nothing is lost: make room, the same call goes on."""
+
+
 class ExchangeUnavailable(TryAgain):
     """An exchange refused or dropped a connection; reconnect with backoff."""
 
@@ -67,6 +78,10 @@ class OperatorNeeded(K2rayError):
     """Going on would guess: another topic id, no progress key in a table with rows, and the like."""
 
 
+class IncompatibleSchema(OperatorNeeded):
+    """The registry has a schema under this subject whose records ours could not read, or refuses ours."""
+
+
 class BadInput(K2rayError):
     """Input that cannot be used. Only this one piece is put aside; its neighbours go on."""
 
@@ -77,6 +92,10 @@ class BadFrame(BadInput):
 
 class BadRecord(BadInput):
     """A Kafka record that cannot be read: to the dead-letter topic with its raw bytes."""
+
+
+class UnreadableSchema(BadInput):
+    """An Avro schema that is none, or that no table could hold: its records are dead letters, each with this reason."""
 
 
 class BadRequest(BadInput):

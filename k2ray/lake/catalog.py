@@ -30,7 +30,7 @@ from sqlalchemy import event
 
 from k2ray.errors import CatalogUnavailable
 from k2ray.lake.commit import Faults, commit_genesis, no_faults
-from k2ray.lake.durable import AWAY, IMPLEMENTATION, local_path, make_folders
+from k2ray.lake.durable import AWAY, IMPLEMENTATION, local_path, make_folders, unavailable
 from k2ray.lake.progress import START, Progress, committed_progress
 from k2ray.lake.schema import PROPERTIES, iceberg_schema, partition_spec, sort_order
 from k2ray.layout import DataDir
@@ -60,7 +60,7 @@ def open_catalog(settings: Settings, layout: DataDir) -> Catalog:
         except AWAY as error:
             # Two processes that create the catalog's tables at once: the loser finds them at its next attempt.
             if attempt == OPEN_ATTEMPTS - 1:
-                raise CatalogUnavailable(f"the catalog does not answer: {error}") from error
+                raise unavailable("the catalog does not answer", error) from error
             time.sleep(0.05 * 2**attempt)
         else:
             return catalog
@@ -141,7 +141,7 @@ def load_table(catalog: Catalog, settings: Settings, table_name: str) -> Table |
     except NoSuchTableError:
         return None
     except AWAY as error:
-        raise CatalogUnavailable(f"cannot load {table_name}: {error}") from error
+        raise unavailable(f"cannot load {table_name}", error) from error
 
 
 def create_table(catalog: Catalog, settings: Settings, table_name: str) -> Table:
@@ -166,7 +166,7 @@ def create_table(catalog: Catalog, settings: Settings, table_name: str) -> Table
             raise CatalogUnavailable(f"{table_name} was created and dropped at the same time") from None
         return table
     except AWAY as error:
-        raise CatalogUnavailable(f"cannot create {table_name}: {error}") from error
+        raise unavailable(f"cannot create {table_name}", error) from error
 
 
 def _prepare_sqlite(uri: str) -> None:

@@ -26,7 +26,7 @@ from pyiceberg.table.update import UpdatesAndRequirements
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from k2ray.errors import CatalogUnavailable, OperatorNeeded, WorldMoved
-from k2ray.lake.durable import AWAY
+from k2ray.lake.durable import AWAY, unavailable
 from k2ray.lake.progress import START, Offsets, Progress, ancestry, committed_progress, read_progress
 from k2ray.logs import get_logger
 
@@ -78,7 +78,7 @@ class Landed:
     found: bool
 
 
-class _SingleTransaction(Transaction):
+class SingleTransaction(Transaction):
     """A transaction of one producer, which never reads back what it staged.
 
     pyiceberg's copies the whole metadata deeply at each look, some 16 times a commit: with 150 snapshots that was
@@ -87,6 +87,7 @@ class _SingleTransaction(Transaction):
 
     @property
     def table_metadata(self) -> TableMetadata:
+        """The metadata itself: nobody may change it."""
         return self._table.metadata
 
 
@@ -96,7 +97,7 @@ class _FencedAppend(_MergeAppendFiles):
     def __init__(self, table: Table, append: Append, faults: Faults) -> None:
         self._append = append
         self._faults = faults
-        super().__init__(Operation.APPEND, _SingleTransaction(table), table.io)
+        super().__init__(Operation.APPEND, SingleTransaction(table), table.io)
         for file in append.files:
             self.append_data_file(file)
 
@@ -188,7 +189,7 @@ def commit_append(table: Table, append: Append, *, look_first: bool = False, fau
             return found
         if isinstance(error, WorldMoved):
             raise
-        raise CatalogUnavailable(f"{table.name()}: the commit did not land: {error}") from error
+        raise unavailable(f"{table.name()}: the commit did not land", error) from error
     progress = committed_progress(table.metadata)
     if progress is None:
         raise OperatorNeeded(f"{table.name()}: the commit landed without its progress key")
@@ -218,7 +219,7 @@ def commit_genesis(table: Table, progress: Progress, faults: Faults = no_faults)
     except CommitFailedException as error:
         raise CatalogUnavailable(f"{table.name()}: genesis lost its race: {error}") from error
     except AWAY as error:
-        raise CatalogUnavailable(f"{table.name()}: genesis: {error}") from error
+        raise unavailable(f"{table.name()}: genesis", error) from error
 
 
 def _look(table: Table, append: Append) -> Landed | None:
@@ -226,7 +227,7 @@ def _look(table: Table, append: Append) -> Landed | None:
     try:
         table.refresh()
     except AWAY as error:
-        raise CatalogUnavailable(f"{table.name()}: cannot look whether the commit landed: {error}") from error
+        raise unavailable(f"{table.name()}: cannot look whether the commit landed", error) from error
     for snapshot in ancestry(table.metadata):
         progress = read_progress(snapshot)
         if progress is not None and progress.ledger == append.ledger:

@@ -10,20 +10,55 @@ Next in the flow: `catalog.py` opens the catalog with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from types import TracebackType
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pyiceberg.exceptions import RESTError
-from pyiceberg.io import InputFile, OutputFile, OutputStream
+from pyiceberg.io import FileIO, InputFile, OutputFile, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from sqlalchemy.exc import SQLAlchemyError
+
+from k2ray.errors import CatalogUnavailable, DiskFull
 
 IMPLEMENTATION = "k2ray.lake.durable.DurableFileIO"
 
 AWAY = (SQLAlchemyError, RESTError, OSError)
-"""What pyiceberg raises when the catalog or the storage does not answer; mapped to `CatalogUnavailable`."""
+"""What pyiceberg raises when the catalog or the storage does not answer; mapped by `unavailable`."""
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def unavailable(what: str, error: BaseException) -> CatalogUnavailable:
+    """Return the error to raise for one of `AWAY`: `DiskFull` with its remedy where that is the cause.
+
+    Args:
+        what: What could not be done; begins the message.
+        error: As it was raised.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number in _FULL:
+        where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return DiskFull(f"{what}: {os.strerror(number)}{where}; make room, nothing is lost and it goes on by itself")
+    if isinstance(error, SQLAlchemyError):
+        text = str(error)
+        if "disk is full" in text or "disk I/O error" in text:
+            return DiskFull(f"{what}: the catalog's disk is full or broken; make room, it goes on by itself: {text}")
+        if "database is locked" in text:
+            return CatalogUnavailable(
+                f"{what}: another process holds the SQLite catalog locked; end it (`fuser` names it), "
+                f"nothing is lost and it goes on by itself: {text}"
+            )
+    return CatalogUnavailable(f"{what}: {error}")
+
+
+def remove_quietly(io: FileIO, location: str) -> None:
+    """Remove a half-written file; a disk that does not even allow that leaves it to the sweep."""
+    with contextlib.suppress(OSError):
+        io.delete(location)
 
 
 def local_path(location: str) -> str | None:
@@ -76,9 +111,11 @@ class _DurableStream(OutputStream):
     def close(self) -> None:
         if self._file.closed:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()  # even where the disk is full, or each retry would leave a file open
         sync_folder(os.path.dirname(self._path))
 
     @property

@@ -15,9 +15,9 @@ from typing import Protocol
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from k2ray.errors import BrokerUnavailable, CatalogUnavailable
+from k2ray.errors import BrokerUnavailable
 from k2ray.lake.commit import Append, Faults, Landed, commit_append
-from k2ray.lake.durable import AWAY
+from k2ray.lake.durable import AWAY, remove_quietly, unavailable
 from k2ray.lake.intake import Batch, DeadLetter
 from k2ray.lake.progress import Offset, PartitionKey
 from k2ray.lake.stage import Origin, concat_rows, ledger_location, stage
@@ -114,7 +114,8 @@ class Landing:
             with table.io.new_output(location).create() as stream:
                 stream.write(self.ledger)
         except AWAY as error:
-            raise CatalogUnavailable(f"cannot write {location}: {error}") from error
+            remove_quietly(table.io, location)
+            raise unavailable(f"{table.name()}: cannot write the ledger", error) from error
         return location
 
 

@@ -11,14 +11,14 @@ Next in the flow: `commit.py`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import (
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
@@ -30,9 +30,8 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
-from k2ray.errors import CatalogUnavailable
 from k2ray.lake.commit import Faults, no_faults
-from k2ray.lake.durable import AWAY
+from k2ray.lake.durable import AWAY, remove_quietly, unavailable
 from k2ray.model import table_schema
 
 ROWS_PER_GROUP = 16_384
@@ -86,15 +85,18 @@ def stage(table: Table, table_name: str, rows: pa.Table, origin: Origin, faults:
     files = []
     try:
         for day, exchange, part in _partitions(sort_rows(rows)):
-            arrays = [part.column(name) for name in columns]
-            fields = [_as_stored(field, array) for field, array in zip(columns.values(), arrays, strict=True)]
-            shaped = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-            folder = f"timestamp_day={_day_name(day)}/exchange={quote(exchange, safe='')}"
-            location = f"{table.location().rstrip('/')}/data/{folder}/{origin.file_name()}"
-            files.append(_write(table, shaped, location, Record(day, exchange), faults))
+            location = file_location(table, day, exchange, origin.file_name())
+            groups = (part.slice(start, ROWS_PER_GROUP) for start in range(0, part.num_rows, ROWS_PER_GROUP))
+            files.append(write_file(table, columns, groups, location, Record(day, exchange), faults))
     except AWAY as error:
-        raise CatalogUnavailable(f"{table_name}: cannot stage: {error}") from error
+        raise unavailable(f"{table_name}: cannot stage", error) from error
     return files
+
+
+def file_location(table: Table, day: int, exchange: str, name: str) -> str:
+    """Return where a file of a partition lies."""
+    folder = f"timestamp_day={_day_name(day)}/exchange={quote(exchange, safe='')}"
+    return f"{table.location().rstrip('/')}/data/{folder}/{name}"
 
 
 def file_columns(schema: Schema, table_name: str) -> dict[str, pa.Field]:
@@ -146,25 +148,47 @@ def _partitions(rows: pa.Table) -> Iterator[tuple[int, str, pa.Table]]:
             yield int(day), names[int(code)], rows.filter(pa.array(of_exchange & (days == day)))
 
 
-def _write(table: Table, rows: pa.Table, location: str, partition: Record, faults: Faults) -> DataFile:
-    names = rows.schema.names
-    plain = {*_STEPPING, *_NAMES} & set(names)
+def write_file(
+    table: Table,
+    columns: Mapping[str, pa.Field],
+    groups: Iterable[pa.Table],
+    location: str,
+    partition: Record,
+    faults: Faults,
+) -> DataFile:
+    """Write one file of sorted rows; after an error nothing is left of it, so that retries do not fill a full disk.
+
+    Args:
+        table: Whose schema and properties it follows.
+        columns: Wire column -> field in the file.
+        groups: At least one table with those columns; each becomes a row group.
+        location: Its name.
+        partition: Day and exchange of all rows.
+        faults: Called at `mid_parquet` after each row group.
+    """
+    plain = {*_STEPPING, *_NAMES} & set(columns)
     encodings = {name: "DELTA_BYTE_ARRAY" if name in _NAMES else "DELTA_BINARY_PACKED" for name in plain}
-    io: FileIO = table.io
-    with io.new_output(location).create() as stream:
-        with pq.ParquetWriter(
-            stream,
-            rows.schema,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=[name for name in names if name not in plain],
-            column_encoding=encodings,
-            store_schema=False,
-        ) as writer:
-            for start in range(0, rows.num_rows, ROWS_PER_GROUP):
-                writer.write_table(rows.slice(start, ROWS_PER_GROUP), row_group_size=ROWS_PER_GROUP)
-                faults("mid_parquet")
-        size = stream.tell()
+    names = {name: field.name for name, field in columns.items()}
+    pieces = iter(groups)
+    first = _as_stored(next(pieces), columns)
+    try:
+        with table.io.new_output(location).create() as stream:
+            with pq.ParquetWriter(
+                stream,
+                first.schema,
+                compression="zstd",
+                compression_level=3,
+                use_dictionary=[names[name] for name in names if name not in plain],
+                column_encoding={names[name]: encoding for name, encoding in encodings.items()},
+                store_schema=False,
+            ) as writer:
+                for group in chain([first], (_as_stored(piece, columns) for piece in pieces)):
+                    writer.write_table(group, row_group_size=ROWS_PER_GROUP)
+                    faults("mid_parquet")
+            size = stream.tell()
+    except OSError:
+        remove_quietly(table.io, location)
+        raise
     return _data_file(table, writer.writer.metadata, location, size, partition)
 
 
@@ -189,9 +213,14 @@ def _data_file(table: Table, metadata: pq.FileMetaData, location: str, size: int
     )
 
 
-def _as_stored(field: pa.Field, column: pa.ChunkedArray) -> pa.Field:
-    """Keep a dictionary column's type: Parquet stores strings either way, and ids come from the field's metadata."""
-    return field.with_type(column.type) if pa.types.is_dictionary(column.type) else field
+def _as_stored(rows: pa.Table, columns: Mapping[str, pa.Field]) -> pa.Table:
+    """Name the columns as the file does; dictionaries stay: Parquet stores strings either way, ids are metadata."""
+    arrays = [rows.column(name) for name in columns]
+    fields = [
+        field.with_type(array.type) if pa.types.is_dictionary(array.type) else field
+        for field, array in zip(columns.values(), arrays, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _chunk(rows: pa.Table, name: str) -> pa.DictionaryArray:
