@@ -6,6 +6,7 @@
   warehouse/   Iceberg data and metadata      catalog.db   SQLite catalog
   spool/       batches that Kafka has not taken, a folder a feed
   logs/        a JSON-lines file an actor     run/         pid files, addresses, Ray's token, wanted.json
+  releases/    code and settings that ran, to go back to; their history
 ```
 """
 
@@ -52,6 +53,11 @@ class DataDir:
     def run(self) -> Path:
         """Pid files, addresses, tokens: what a running system is found by."""
         return self.root / "run"
+
+    @property
+    def releases(self) -> Path:
+        """Copies of code and settings, and the history of what ran (`actors/releases.py`)."""
+        return self.root / "releases"
 
     @property
     def ray_temp(self) -> Path:
