@@ -19,6 +19,7 @@ import psutil
 from prometheus_client import generate_latest
 
 from actors.names import ActorName
+from actors.releases import running_code
 from k2ray.errors import BadInput, SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
@@ -92,6 +93,7 @@ class Child:
             "turn_age_s": time.monotonic() - self._turned_s,
             "turn_limit_s": self.turn_limit_s,
             "ready": self.ready(),
+            "code": running_code(),
             "overlap_s": self.overlap_s,
             **self.report(),
         }

@@ -202,6 +202,7 @@ class Child:
 
     Attributes:
         release: What its next generation runs: the release of the last one that proved itself.
+        held: Whether its older generations stay although a newer one works (`Wanted.held`).
         replacement: The newest planned one, decided or under way.
         replacements: `reason/outcome` -> how many.
         replace_at_s: Before then the memory policy leaves it alone.
@@ -213,6 +214,7 @@ class Child:
     lives: dict[int, Life] = field(default_factory=dict)
     generation: int = 0
     release: str = ""
+    held: bool = False
     last_reason: str = ""
     failed: bool = False
     crashes: deque[float] = field(default_factory=deque)

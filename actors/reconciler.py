@@ -68,26 +68,46 @@ class Reconciler:
         self._awake_s: float | None = None
         self._ended: list[Kill] = []
         self._replacing: list[Child] = []
+        self._abandoned: list[Drain] = []
         self._known_pids: dict[ActorName, int] = {}
         self._known_releases: dict[ActorName, str] = {}
         self.stopping = False
 
     # --- what happened
 
-    def want(self, names: Iterable[str], epoch: int) -> None:
-        """Set the logical names that should live; a new epoch forgives what failed."""
-        wanted = list(names)
+    def want(
+        self,
+        names: Iterable[str],
+        epoch: int,
+        *,
+        base: str = "",
+        runs: Mapping[str, str] | None = None,
+        held: Iterable[str] = (),
+    ) -> None:
+        """Set the logical names that should live.
+
+        Args:
+            names: All of them.
+            epoch: A new one forgives what failed.
+            base: Release of a child that never ran one.
+            runs: Logical name -> another release for a child without a life.
+            held: Whose older generations stay although a newer one works.
+        """
+        wanted, runs, held = list(names), runs or {}, set(held)
         forgive = self._epoch is not None and epoch != self._epoch
         self._epoch = epoch
         for logical in wanted:
             child = self._children.setdefault(logical, Child(logical))
             child.wanted = True
+            if not child.release or not child.lives:
+                child.release = runs.get(logical, child.release or base)
             if forgive:
                 child.failed = False
                 child.crashes.clear()
                 child.start_at_s = 0.0
         for logical, child in self._children.items():
             child.wanted = logical in wanted
+            child.held = logical in held
 
     def follow(self, policy: Supervision) -> None:
         """Go on by another policy: the settings have changed."""
@@ -120,6 +140,22 @@ class Reconciler:
             self._replacing.append(child)
         return child.generation + 1
 
+    def abandon(self, logical: str, now_s: float) -> bool:
+        """Give up the replacement under way: the new generation drains, the old one works on. False if there is none."""
+        child = self._children.get(logical)
+        plan = child.replacement if child is not None else None
+        if child is None or plan is None or not plan.under_way:
+            return False
+        life = child.lives.get(plan.generation)
+        if child in self._replacing:
+            self._replacing.remove(child)
+        elif life is not None and not replacement.is_proving(child, life):
+            return False  # the old one is gone: this one does the work
+        elif life is not None and life.phase is not Phase.DRAINING:
+            self._abandoned.append(self._drain(life, "given up", now_s))
+        replacement.give_up(child, "given up by the deployment", self._policy, now_s)
+        return True
+
     def stop(self, stopping: bool = True) -> None:
         """Drain everything, stage by stage, and start nothing; False takes that back (`up` after half a `down`)."""
         self.stopping = stopping
@@ -139,8 +175,8 @@ class Reconciler:
     def decide(self, now_s: float) -> list[Instruction]:
         """Return what to do now, each instruction once."""
         self._forgive_own_sleep(now_s)
-        todo: list[Instruction] = list(self._ended)
-        self._ended = []
+        todo: list[Instruction] = [*self._ended, *self._abandoned]
+        self._ended, self._abandoned = [], []
         for child in list(self._children.values()):
             for life in list(child.lives.values()):
                 if life.adopted and not life.attached:

@@ -6,6 +6,7 @@ in the middle of one):
 1. the newest one that has proved itself takes over: it says that it works on live data, and has done so beside the
    older ones for as long as it asks for (`overlap_s`: a feed's two connections may be some messages apart). Older ones
    are drained;
+   are drained. While the child is held (a deployment changes a group over as one), both work on;
 2. one that does not prove itself within the start timeout, or dies, is given up: the old one works on, undisturbed;
 3. if the old one dies meanwhile, the new one is all there is and is treated like any other.
 
@@ -60,6 +61,8 @@ def is_proving(child: Child, life: Life) -> bool:
 
 def superseded(child: Child, now_s: float) -> list[Life]:
     """Return the lives to drain: all that are older than the newest one that has proved itself."""
+    if child.held:
+        return []
     proved = [number for number, life in child.lives.items() if _has_proved(life, now_s)]
     keep = max(proved, default=0)
     return [life for number, life in child.lives.items() if number < keep and life.phase is not Phase.DRAINING]

@@ -17,6 +17,7 @@ import psutil
 from actors.lives import Child, Phase
 from actors.names import SUPERVISOR, ActorName
 from actors.reconciler import Reconciler
+from actors.releases import running_code
 from actors.wanted import Wanted
 from k2ray import metrics
 
@@ -75,8 +76,17 @@ def _supervisor(births: int, wanted: Wanted) -> dict[str, Any]:
         "release": wanted.release,
         "replacement": None,
         **measures,
-        "detail": {},
+        "detail": {"code": running_code()},
     }
+
+
+def _planned(child: Child) -> dict[str, Any] | None:
+    """Return the newest planned change of generation, and whether its new generation works on live data."""
+    plan = child.replacement
+    if plan is None:
+        return None
+    life = child.lives.get(plan.generation)
+    return {**asdict(plan), "ready": life is not None and life.phase is Phase.RUNNING and life.ready}
 
 
 def _actor(child: Child, wanted: Wanted) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _actor(child: Child, wanted: Wanted) -> dict[str, Any]:
         "last_reason": child.last_reason,
         "ready": life is not None and life.phase is Phase.RUNNING and life.ready,
         "release": wanted.named(life.release if life is not None else child.release),
-        "replacement": asdict(child.replacement) if child.replacement is not None else None,
+        "replacement": _planned(child),
         **{measure: health.get(measure) for measure in MEASURES},
         "detail": {key: value for key, value in health.items() if key not in _HEALTH_OWN},
     }

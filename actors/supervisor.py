@@ -160,6 +160,12 @@ class Supervisor:
         self._log.info("replace", child=logical, reason=reason, release=release, generation=generation)
         return {"generation": generation}
 
+    async def abandon(self, logical: str) -> bool:
+        """Give up a replacement that is under way: the old generation works on. False if there is none."""
+        given_up = self._reconciler is not None and self._reconciler.abandon(logical, self._clock.monotonic_s())
+        self._log.info("abandon", child=logical, given_up=given_up)
+        return given_up
+
     def _at_work(self, logical: str) -> ActorName:
         child = self._reconciler.children.get(logical) if self._reconciler is not None else None
         life = child.current if child is not None else None
@@ -255,7 +261,9 @@ class Supervisor:
             self._births = int(memory.get("births", 0)) + 1
             self._reconciler.recall(memory)
         self._reconciler.follow(self._settings.supervision, self._settings.memory)
-        self._reconciler.want(wanted.actors, wanted.epoch)
+        self._reconciler.want(
+            wanted.actors, wanted.epoch, base=wanted.release, runs=wanted.runs, held=wanted.held
+        )
         self._reconciler.stop(wanted.stopping)
         if wanted.local_broker and self._keeper is None:
             self._keeper = BrokerKeeper(self._layout, self._settings.kafka.heap_bytes)

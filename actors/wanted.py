@@ -44,6 +44,9 @@ class Wanted:
         release: The base release's name.
         code: The base release's folder of code; None: what is installed.
         releases: Name -> another release that generations run, or may be replaced with.
+        runs: Logical name -> name of the release that a child without a life starts with; of others, the base.
+        held: Logical names whose older generations stay, however well a newer one works, until they are let go: so
+            that a group changes over as one.
     """
 
     epoch: int
@@ -54,6 +57,8 @@ class Wanted:
     release: str = ""
     code: str | None = None
     releases: dict[str, Release] = field(default_factory=dict)
+    runs: dict[str, str] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)
 
     def named(self, release: str) -> str:
         """Return the name of what a generation of this release really runs: its own, or the base's."""
