@@ -11,9 +11,21 @@ import pytest
 
 from k2ray.errors import MissingProgram
 from tests.support.kafka import TestBroker, local_kafka
+from tests.support.moved import MetricWatch
+from tests.support.prometheus import LackingPrometheus, Programs, find_programs
 from tests.support.ray_cluster import SmallCluster, prepare_environment, small_cluster
 
 prepare_environment()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch which metrics move."""
+    config.pluginmanager.register(MetricWatch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that judge the whole session at its end."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 def lacking(reason: str) -> None:
@@ -54,3 +66,13 @@ def broker() -> Iterator[TestBroker]:
         except MissingProgram as missing:
             lacking(str(missing))
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def prometheus_programs() -> Programs:
+    """Prometheus and promtool, fetched if need be."""
+    try:
+        return find_programs()
+    except LackingPrometheus as missing:
+        lacking(str(missing))
+        raise

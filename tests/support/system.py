@@ -18,6 +18,7 @@ import yaml
 
 from k2ray.layout import DataDir
 from k2ray.settings import Settings, load_settings
+from tests.support.moved import note_text
 from tests.support.sim import Sim
 
 COMMAND_TIMEOUT_S = 240
@@ -81,7 +82,10 @@ class System:
 
     def get(self, path: str, **parameters: Any) -> httpx.Response:
         """Ask the API."""
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", params=parameters, timeout=20)
+        answer = httpx.get(f"http://127.0.0.1:{self.port}{path}", params=parameters, timeout=20)
+        if path == "/metrics":
+            note_text(answer.text, str(self.folder))
+        return answer
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes that name this folder or its Ray folder."""

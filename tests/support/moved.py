@@ -1,0 +1,78 @@
+"""Which of k2ray's metrics moved during a test session, and which test moved them first.
+
+After every test the process's own metrics are compared with what they were before it. Metrics of other processes count
+where a test reads a real system's `/metrics`: every sample that is not zero there has moved. `note_text` takes that in.
+A session is whole if it runs everything that `make test` runs; only then can one say that nothing moves a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from k2ray import metrics
+
+Values = dict[tuple[str, str, tuple[tuple[str, str], ...]], float]
+
+_movers: dict[str, str] = {}
+"""Family -> the first test that moved it."""
+
+
+def declared() -> dict[str, str]:
+    """Return each metric's exported family name -> its name in metrics.py."""
+    return {metric._name: name for name, metric in vars(metrics).items() if isinstance(metric, MetricWrapperBase)}
+
+
+def note_text(text: str, reader: str) -> None:
+    """Take in what a real system's `/metrics` said; every sample that is not zero has moved there."""
+    for (family, *_), value in _values(text_string_to_metric_families(text)).items():
+        if value:
+            _movers.setdefault(family, reader)
+
+
+def unmoved() -> list[str]:
+    """Return the names in metrics.py that nothing has moved so far."""
+    return sorted(name for family, name in declared().items() if family not in _movers)
+
+
+def is_whole(config: pytest.Config) -> bool:
+    """Whether this session runs all that `make test` runs."""
+    chosen_by_hand = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    narrowed = config.option.keyword or config.option.markexpr not in ("", "not chaos_full")
+    again = getattr(config.option, "lf", False) or getattr(config.option, "deselect", None)
+    return not (chosen_by_hand or narrowed or again)
+
+
+class MetricWatch:
+    """The pytest plugin: looks after each test."""
+
+    def __init__(self) -> None:
+        self._before = _own_values()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Compare with what was before the test."""
+        now = _own_values()
+        for key, value in now.items():
+            if value != self._before.get(key, 0.0):
+                _movers.setdefault(key[0], nodeid)
+        self._before = now
+
+
+def _own_values() -> Values:
+    own = (metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase))
+    return _values(family for metric in own for family in metric.collect())
+
+
+def _values(families: Iterable[Metric]) -> Values:
+    """Return what shows movement: counters, gauges, and how often a histogram observed."""
+    return {
+        (family.name, sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        if family.name.startswith("k2ray_")
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_sum", "_created"))
+    }

@@ -1,0 +1,47 @@
+"""The watch over metrics sees what moved, in this process and in a real system's answer, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from k2ray import metrics
+from tests.support import moved
+
+
+@pytest.fixture(autouse=True)
+def _empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moved, "_movers", {})
+
+
+def test_nothing_moved_at_first() -> None:
+    assert len(moved.unmoved()) == len(moved.declared()) > 20
+
+
+def test_a_text_moves_what_is_not_zero_in_it() -> None:
+    text = (
+        "# TYPE k2ray_spool_bytes gauge\n"
+        'k2ray_spool_bytes{client="a"} 0\n'
+        "# TYPE k2ray_produced_rows_total counter\n"
+        'k2ray_produced_rows_total{topic="a"} 3\n'
+        "# TYPE k2ray_commit_seconds histogram\n"
+        'k2ray_commit_seconds_bucket{le="+Inf"} 0\n'
+        "k2ray_commit_seconds_count 0\n"
+        "k2ray_commit_seconds_sum 0\n"
+    )
+    moved.note_text(text, "a test")
+    assert moved._movers == {"k2ray_produced_rows": "a test"}
+
+
+def test_what_a_test_changes_in_this_process_has_moved() -> None:
+    watch = moved.MetricWatch()
+    metrics.SPOOL_BYTES.labels("moved").set(0)
+    metrics.COMMIT_SECONDS.labels("moved")
+    watch.pytest_runtest_logfinish("only declared")
+    assert not moved._movers
+    metrics.SPOOL_BYTES.labels("moved").set(7)
+    metrics.COMMIT_SECONDS.labels("moved").observe(0.1)
+    watch.pytest_runtest_logfinish("set")
+    watch.pytest_runtest_logfinish("idle")
+    assert moved._movers == {"k2ray_spool_bytes": "set", "k2ray_commit_seconds": "set"}
+    for metric in (metrics.SPOOL_BYTES, metrics.COMMIT_SECONDS):
+        metric.remove("moved")
