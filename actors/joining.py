@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -14,7 +15,12 @@ PROBE_TIMEOUT_S = 3.0
 
 
 def join(target: str, namespace: str, timeout_s: float) -> str:
-    """Call `ray.init` with a deadline; returns the address it reached."""
+    """Call `ray.init` with a deadline; returns the address it reached.
+
+    Ray puts the working directory before everything else on the import path of all actors that this driver makes, also
+    before a release's folder: a system brought up in a checkout would run the checkout for ever. So it is called in the
+    root folder, where no package of ours is.
+    """
     import ray
 
     outcome: list[Any] = []
@@ -29,8 +35,9 @@ def join(target: str, namespace: str, timeout_s: float) -> str:
     if ray.is_initialized():
         return str(ray.get_runtime_context().gcs_address)
     thread = threading.Thread(target=attempt, name="ray-init", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
+    with contextlib.chdir("/"):
+        thread.start()
+        thread.join(timeout_s)
     if not outcome:
         raise RayUnavailable(f"the Ray at {target} did not let us in within {timeout_s:g} s")
     result = outcome[0]

@@ -141,7 +141,7 @@ class Reconciler:
         return child.generation + 1
 
     def abandon(self, logical: str, now_s: float) -> bool:
-        """Give up the replacement under way: the new generation drains, the old one works on. False if there is none."""
+        """Give up the replacement under way: the new generation drains. False if there is none to give up."""
         child = self._children.get(logical)
         plan = child.replacement if child is not None else None
         if child is None or plan is None or not plan.under_way:

@@ -261,9 +261,7 @@ class Supervisor:
             self._births = int(memory.get("births", 0)) + 1
             self._reconciler.recall(memory)
         self._reconciler.follow(self._settings.supervision, self._settings.memory)
-        self._reconciler.want(
-            wanted.actors, wanted.epoch, base=wanted.release, runs=wanted.runs, held=wanted.held
-        )
+        self._reconciler.want(wanted.actors, wanted.epoch, base=wanted.release, runs=wanted.runs, held=wanted.held)
         self._reconciler.stop(wanted.stopping)
         if wanted.local_broker and self._keeper is None:
             self._keeper = BrokerKeeper(self._layout, self._settings.kafka.heap_bytes)
