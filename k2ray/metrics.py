@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 LABELS = {
     "actor": "Logical name, without the generation: `feed:binance:0`, `writer:trades`.",
+    "cache": "`readers`, `ids`, `registry`.",
     "cause": "Why something was put aside: `malformed`, `unknown`, `out_of_range`, `refused`.",
     "channel": "`trades`, `quotes`, as in the settings.",
     "client": "Logical name of the actor whose Kafka client it is.",
@@ -51,6 +52,17 @@ DEAD_LETTERS = Counter(
     "k2ray_dead_letters", "Frames and records put aside with their raw bytes.", ["exchange", "source", "cause"]
 )
 
+# wire/cache.py
+SCHEMA_CACHE_SIZE = Gauge("k2ray_schema_cache_schemas", "Schemas that the process keeps.", ["cache"])
+SCHEMA_CACHE_HITS = Counter("k2ray_schema_cache_hits", "Schemas that were there when asked for.", ["cache"])
+SCHEMA_CACHE_MISSES = Counter("k2ray_schema_cache_misses", "Schemas that had to be fetched.", ["cache"])
+SCHEMA_CACHE_EVICTIONS = Counter("k2ray_schema_cache_evictions", "Schemas that went since others came.", ["cache"])
+
+# wire/encoder.py
+WIRE_FALLBACK_ROWS = Counter(
+    "k2ray_wire_fallback_rows", "Rows sent as Arrow since their Avro schema has no id yet.", ["topic"]
+)
+
 # log/lag.py
 BROKER_QUESTIONS = Counter("k2ray_broker_questions", "Times that Kafka was asked for a partition's end.")
 
@@ -67,10 +79,10 @@ FEED_CONNECTION = Gauge(
     ["exchange", "feed", "kind"],
 )
 FEED_READY = Gauge(
-    "k2ray_feed_ready", "1 while a connection delivers and answers, or there is nothing to record.", ["exchange", "feed"]
+    "k2ray_feed_ready", "1 while a connection delivers, or there is nothing to record.", ["exchange", "feed"]
 )
 FEED_CONNECTION_AGE = Gauge(
-    "k2ray_feed_connection_age_seconds", "Seconds that the connection has been up, 0 if it is not.", ["exchange", "feed"]
+    "k2ray_feed_connection_age_seconds", "Seconds that the connection is up, 0 if it is not.", ["exchange", "feed"]
 )
 FEED_PONG_AGE = Gauge(
     "k2ray_feed_pong_age_seconds", "Seconds since the exchange last answered a ping of ours.", ["exchange", "feed"]
@@ -177,8 +189,27 @@ ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["acto
 ACTOR_FAILED = Gauge(
     "k2ray_actor_failed", "1 once the actor was given up after crashes; `k2ray up` brings it back.", ["actor"]
 )
-ACTOR_RESTARTS = Gauge("k2ray_actor_restarts", "Times that the actor had to be started anew.", ["actor"])
-ACTOR_RSS_BYTES = Gauge("k2ray_actor_rss_bytes", "Resident memory of the actor's process.", ["actor"])
+ACTOR_RESTARTS = Gauge(
+    "k2ray_actor_restarts", "Times that the actor had to be started anew, by reason; no plans.", ["actor", "reason"]
+)
+ACTOR_REPLACEMENTS = Gauge(
+    "k2ray_actor_replacements", "Planned changes of generation, by reason and outcome.", ["actor", "reason", "outcome"]
+)
+ACTOR_REPLACING = Gauge(
+    "k2ray_actor_replacing", "1 while a new generation proves itself beside the old one.", ["actor"]
+)
+ACTOR_MEMORY_LIMIT_BYTES = Gauge(
+    "k2ray_actor_memory_limit_bytes", "What the actor may take: soft (replaced), hard (killed).", ["actor", "limit"]
+)
+
+# actors/sampling.py
+ACTOR_RSS_BYTES = Gauge("k2ray_actor_rss_bytes", "Resident memory of the process, shared pages included.")
+ACTOR_VMS_BYTES = Gauge("k2ray_actor_vms_bytes", "Virtual memory of the process.")
+ACTOR_STORE_BYTES = Gauge("k2ray_actor_object_store_bytes", "Object store memory that the process has in use.")
+ACTOR_MEMORY_SLOPE = Gauge("k2ray_actor_memory_slope_bytes_per_hour", "How fast the process's memory grows.")
+ACTOR_LEAK_SCORE = Gauge(
+    "k2ray_actor_leak_score", "min(MB per hour / 50, 1) x R2 of a whole window; 0 until there is one."
+)
 
 # actors/supervisor.py, serve/status.py
 METRICS_AGE_SECONDS = Gauge(

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from k2ray.errors import BrokerUnavailable, K2rayError, OperatorNeeded
+from k2ray.settings import Kafka
 
 # Below the `k2ray` logger, so it goes where that goes; without configured logs a NullHandler keeps the terminal clean.
 LIBRARY_LOG = logging.getLogger("k2ray.librdkafka")
@@ -55,6 +56,34 @@ def client_config(
         "error_cb": error_cb or _ignore,
         "logger": LIBRARY_LOG,
         **options,
+    }
+
+
+def producer_config(bootstrap: str, client_id: str, kafka: Kafka, largest_record: int) -> dict[str, Any]:
+    """Return the configuration of our producers: idempotent, acknowledged by all replicas, queued within bounds.
+
+    Args:
+        bootstrap: HOST:PORT[,HOST:PORT].
+        client_id: Name in the broker's log and metrics.
+        kafka: Compression, queue size, delivery timeout; its options win.
+        largest_record: Bytes.
+    """
+    return {
+        **client_config(bootstrap, {}),
+        "client.id": client_id,
+        "enable.idempotence": True,
+        "acks": "all",
+        "compression.type": kafka.compression,
+        # Feeds have gathered their rows already; this only joins what several partitions send at once.
+        "linger.ms": 5,
+        "delivery.timeout.ms": max(1000, round(kafka.delivery_timeout_s * 1000)),
+        "message.max.bytes": largest_record,
+        "batch.size": 1_000_000,
+        # Our own count decides; the client's limit only stands behind it.
+        "queue.buffering.max.kbytes": kafka.queue_max_bytes // 1024 + 65_536,
+        "queue.buffering.max.messages": 1_000_000,
+        "retry.backoff.max.ms": 1000,
+        **kafka.options,
     }
 
 

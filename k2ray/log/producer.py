@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -30,7 +30,9 @@ from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BrokerUnavailable
 from k2ray.log.causes import cause_of
-from k2ray.log.client import client_config
+from k2ray.log.client import producer_config
+from k2ray.log.producer_stats import ProducerStats, Tally
+from k2ray.log.row_sender import RECORD_COST, RowSender, batched
 from k2ray.log.spool import Spool
 from k2ray.log.spool_file import SpoolRecord
 from k2ray.log.topics import MAX_RECORD_BYTES, dead_letter_topic
@@ -46,43 +48,9 @@ _SYNC_INTERVAL_S = 0.1
 # The client has tried for its delivery timeout already; this only keeps an error that comes at once from spinning.
 _RETRY_PAUSE_S = 0.25
 _ADOPT_INTERVAL_S = 10.0
-# Feeds have gathered their rows already; this only joins what several partitions send at once.
-_LINGER_MS = 5
 # Kafka's answers that no repetition changes: the record is kept aside, so that it does not block those behind it.
 _LARGEST_VALUE = MAX_RECORD_BYTES - 8192  # headers and framing count too
 _REFUSED = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD}
-
-
-@dataclass(frozen=True)
-class ProducerStats:
-    """What a producer did since its start, and what it holds now.
-
-    Attributes:
-        rows_delivered, records_delivered, bytes_delivered: Confirmed by Kafka, replays included.
-        rows_in_flight, records_in_flight, bytes_in_flight: Handed to the client and not confirmed.
-        spool_rows, spool_records, spool_bytes: On disk; those that are being replayed count here and in flight.
-        failures: Deliveries that failed; each is in the spool, or waits in memory where there is no spool.
-        refused: Records that Kafka will never take, kept aside.
-        shed_rows, shed_records: Given up, since the spool was full.
-        spooling: Whether anything waits on disk, or sending is held back.
-        last_error: What Kafka last said against a delivery.
-    """
-
-    rows_delivered: int
-    records_delivered: int
-    bytes_delivered: int
-    rows_in_flight: int
-    records_in_flight: int
-    bytes_in_flight: int
-    spool_rows: int
-    spool_records: int
-    spool_bytes: int
-    failures: int
-    refused: int
-    shed_rows: int
-    shed_records: int
-    spooling: bool
-    last_error: str | None
 
 
 class LogProducer:
@@ -104,22 +72,7 @@ class LogProducer:
         self._client_id = client_id
         self._settings = settings
         self._spool = spool
-        self._config: dict[str, Any] = {
-            **client_config(bootstrap, {}),
-            "client.id": client_id,
-            "enable.idempotence": True,
-            "acks": "all",
-            "compression.type": settings.compression,
-            "linger.ms": _LINGER_MS,
-            "delivery.timeout.ms": max(1000, round(settings.delivery_timeout_s * 1000)),
-            "message.max.bytes": MAX_RECORD_BYTES,
-            "batch.size": 1_000_000,
-            # Our own count decides; the client's limit only stands behind it.
-            "queue.buffering.max.kbytes": settings.queue_max_bytes // 1024 + 65_536,
-            "queue.buffering.max.messages": 1_000_000,
-            "retry.backoff.max.ms": 1000,
-            **settings.options,
-        }
+        self._config = producer_config(bootstrap, client_id, settings, MAX_RECORD_BYTES)
         self._producer = Producer(self._config)
         self._seconds_metric = metrics.PRODUCE_SECONDS.labels(client_id)
         self._waiting: deque[SpoolRecord] = deque()
@@ -127,8 +80,8 @@ class LogProducer:
         self._replay_failed: set[int] = set()
         self._holding = False
         self._retry_s = 0.0
-        self._rows_in_flight = self._records_in_flight = self._bytes_in_flight = 0
-        self._rows_delivered = self._records_delivered = self._bytes_delivered = 0
+        self._tally = Tally()
+        self._rows = RowSender(self._tally, self._clock, client_id)
         self._failures = self._refused = 0
         self._last_error: str | None = None
         self._fatal = False
@@ -152,13 +105,42 @@ class LogProducer:
         if len(value) > _LARGEST_VALUE:
             raise ValueError(f"a record of {len(value)} bytes; at most {_LARGEST_VALUE} fit")
         record = SpoolRecord(topic, partition, value, headers, rows)
-        full = self._bytes_in_flight + len(value) > self._settings.queue_max_bytes
+        full = self._tally.bytes_in_flight + len(value) > self._settings.queue_max_bytes
         if self._spool is None:
             if full:
-                raise BrokerUnavailable(f"{self._bytes_in_flight} bytes wait for Kafka already")
+                raise BrokerUnavailable(f"{self._tally.bytes_in_flight} bytes wait for Kafka already")
             self._send_or_wait(record)
         elif self._holding or full or self._spool.waiting or not self._send(record, None):
             self._shed_if_full(self._spool.append(record), record)
+
+    def publish_each(self, topic: str, partition: int, values: list[bytes]) -> None:
+        """Take over many records of one row each, without headers; they keep their order.
+
+        Args:
+            topic: An existing topic.
+            partition: Of the instruments inside.
+            values: Each at most `topics.MAX_RECORD_BYTES`.
+
+        Raises:
+            BrokerUnavailable: Only without a spool: too much waits already. Nothing was taken over.
+        """
+        cost = sum(map(len, values)) + RECORD_COST * len(values)
+        full = self._tally.bytes_in_flight + cost > self._settings.queue_max_bytes
+        if self._spool is None and full:
+            raise BrokerUnavailable(f"{self._tally.bytes_in_flight} bytes wait for Kafka already")
+        behind = self._waiting if self._spool is None else self._spool.waiting
+        left = values
+        if not (self._holding or full or behind):
+            left, error = self._rows.send(self._producer, topic, partition, values)
+            if error is not None:
+                self._note_error(error)
+                self._hold()
+        records = [SpoolRecord(topic, partition, value, [], 1) for value in left]
+        if self._spool is None:
+            self._waiting += records
+            return
+        for some in batched(records):
+            self._shed_if_full(self._spool.append(*some), *some)
 
     def dead_letter(self, exchange: str, raw: bytes, reason: str, *, source: str, at_us: int) -> None:
         """Put what cannot be read into the exchange's dead-letter topic, raw, with its story in the headers.
@@ -186,9 +168,10 @@ class LogProducer:
     def poll(self, timeout_s: float = 0.0) -> None:
         """Look at delivery reports and go on with a replay. Cheap; call it at least some times a second."""
         self._producer.poll(timeout_s)
+        self._keep_failed()
         if self._fatal:
             self._reopen()
-        if self._holding and self._records_in_flight == 0 and self._clock.monotonic_s() >= self._retry_s:
+        if self._holding and self._tally.records_in_flight == 0 and self._clock.monotonic_s() >= self._retry_s:
             self._settle()
         if not self._holding:
             self._replay()
@@ -196,7 +179,7 @@ class LogProducer:
         if now_s < self._next_sync_s:
             return
         self._next_sync_s = now_s + _SYNC_INTERVAL_S
-        metrics.PRODUCE_QUEUE_BYTES.labels(self._client_id).set(self._bytes_in_flight)
+        metrics.PRODUCE_QUEUE_BYTES.labels(self._client_id).set(self._tally.bytes_in_flight)
         if self._spool is None:
             return
         self._spool.sync()
@@ -243,12 +226,7 @@ class LogProducer:
         spool = self._spool
         shed = spool.shed.values() if spool else ()
         return ProducerStats(
-            rows_delivered=self._rows_delivered,
-            records_delivered=self._records_delivered,
-            bytes_delivered=self._bytes_delivered,
-            rows_in_flight=self._rows_in_flight,
-            records_in_flight=self._records_in_flight,
-            bytes_in_flight=self._bytes_in_flight,
+            **asdict(self._tally),
             spool_rows=spool.rows if spool else sum(record.rows for record in self._waiting),
             spool_records=spool.records if spool else len(self._waiting),
             spool_bytes=spool.bytes if spool else sum(len(record.value) for record in self._waiting),
@@ -277,22 +255,30 @@ class LogProducer:
             self._note_error(error.args[0])
             self._hold()
             return False
-        self._records_in_flight += 1
-        self._rows_in_flight += record.rows
-        self._bytes_in_flight += len(record.value)
+        self._tally.sent(1, record.rows, len(record.value))
         return True
+
+    def _keep_failed(self) -> None:
+        """Put single-row records that failed into the spool, many at a time."""
+        together: list[SpoolRecord] = []
+        for record, error in self._rows.settle():
+            if self._spool is None or error.code() in _REFUSED:
+                self._failed(record, None, error)
+            else:
+                self._note_failure(record, error)
+                together.append(record)
+        for some in batched(together):
+            assert self._spool is not None
+            self._shed_if_full(self._spool.append_failed(*some), *some)
+        if together:
+            self._hold()
 
     def _reporter(self, record: SpoolRecord, file: int | None) -> Callable[[KafkaError | None, Any], None]:
         sent_s = self._clock.monotonic_s()
 
         def report(error: KafkaError | None, _message: Any) -> None:
-            self._records_in_flight -= 1
-            self._rows_in_flight -= record.rows
-            self._bytes_in_flight -= len(record.value)
+            self._tally.ended(record.rows, len(record.value), delivered=error is None)
             if error is None:
-                self._records_delivered += 1
-                self._rows_delivered += record.rows
-                self._bytes_delivered += len(record.value)
                 metrics.PRODUCED_ROWS.labels(record.topic).inc(record.rows)
                 self._seconds_metric.observe(self._clock.monotonic_s() - sent_s)
             else:
@@ -303,9 +289,7 @@ class LogProducer:
         return report
 
     def _failed(self, record: SpoolRecord, file: int | None, error: KafkaError) -> None:
-        self._failures += 1
-        metrics.PRODUCE_FAILURES.labels(record.topic).inc()
-        self._note_error(error)
+        self._note_failure(record, error)
         if error.code() in _REFUSED and self._spool is not None:
             self._refused += 1
             self._shed_if_full(self._spool.set_aside(record, error.str()), record)
@@ -340,11 +324,11 @@ class LogProducer:
 
     def _replay(self) -> None:
         limit = self._settings.queue_max_bytes * _REPLAY_SHARE
-        while self._waiting and self._bytes_in_flight < limit and not self._holding:
+        while self._waiting and self._tally.bytes_in_flight < limit and not self._holding:
             if not self._send(self._waiting[0], None):
                 return
             self._waiting.popleft()
-        while self._spool is not None and not self._holding and self._bytes_in_flight < limit:
+        while self._spool is not None and not self._holding and self._tally.bytes_in_flight < limit:
             taken = self._spool.take()
             if taken is None:
                 return
@@ -365,9 +349,14 @@ class LogProducer:
         if self._holding or self._waiting or not self._send(record, None):
             self._waiting.append(record)
 
-    def _shed_if_full(self, kept: bool, record: SpoolRecord) -> None:
+    def _shed_if_full(self, kept: bool, *records: SpoolRecord) -> None:
         if not kept:
-            metrics.SHED_ROWS.labels(record.topic).inc(record.rows)
+            metrics.SHED_ROWS.labels(records[0].topic).inc(sum(record.rows for record in records))
+
+    def _note_failure(self, record: SpoolRecord, error: KafkaError) -> None:
+        self._failures += 1
+        metrics.PRODUCE_FAILURES.labels(record.topic).inc()
+        self._note_error(error)
 
     def _note_error(self, error: KafkaError) -> None:
         self._last_error = error.str()
@@ -376,14 +365,15 @@ class LogProducer:
 
     def _outstanding(self) -> bool:
         on_disk = self._spool is not None and self._spool.records > 0
-        return bool(self._records_in_flight or self._waiting or self._replaying or on_disk)
+        return bool(self._tally.records_in_flight or self._waiting or self._replaying or on_disk)
 
     def _purge(self) -> None:
         """Make the client give back what it holds; each record's report says so and puts it into the spool."""
         self._producer.purge()
         deadline_s = time.monotonic() + 5.0
-        while self._records_in_flight and time.monotonic() < deadline_s:
+        while self._tally.records_in_flight and time.monotonic() < deadline_s:
             self._producer.poll(0.05)
+        self._keep_failed()
 
     def _reopen(self) -> None:
         """A fatal error ends an idempotent producer's life: take back what it held and go on with a new one."""

@@ -11,6 +11,7 @@ by a file lock, and adopts what dead ones left behind. Not its job: when to spoo
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +27,8 @@ FILE_BYTES = 4_194_304
 _STEP = 1000
 # What Arrow and the headers add to a record, at most; the first one of a file brings the schema too.
 _FRAMING_BYTES = 2048
+# What each further record of an append adds: its places in the columns' offsets, its topic.
+_RECORD_BYTES = 64
 _SUFFIX = ".arrow"
 
 
@@ -86,8 +89,8 @@ class Spool:
         """Whether something lies here that is not being replayed: new records must go behind it."""
         return any(not file.taken for file in self._files.values())
 
-    def append(self, record: SpoolRecord) -> bool:
-        """Put a new record behind all others. Returns False if it was shed."""
+    def append(self, *records: SpoolRecord) -> bool:
+        """Put new records behind all others. Returns False if they were shed."""
         if self._fresh is not None and self._fresh[1].bytes >= FILE_BYTES:
             self._close_fresh()
         if self._fresh is None:
@@ -95,12 +98,12 @@ class Spool:
             number = self._last
         else:
             number = self._fresh[0]
-        return self._write(record, number, fresh=True)
+        return self._write(records, number, fresh=True)
 
-    def append_failed(self, record: SpoolRecord) -> bool:
-        """Put a record that Kafka did not take before the new ones, behind failed ones before it.
+    def append_failed(self, *records: SpoolRecord) -> bool:
+        """Put records that Kafka did not take before the new ones, behind failed ones before them.
 
-        Returns False if it was shed.
+        Returns False if they were shed.
         """
         if self._ahead is None:
             waiting = [number for number, file in self._files.items() if not file.taken]
@@ -111,7 +114,7 @@ class Spool:
                 number -= 1
         else:
             number = self._ahead[0]
-        return self._write(record, number, fresh=False)
+        return self._write(records, number, fresh=False)
 
     def take(self) -> tuple[int, list[SpoolRecord]] | None:
         """Take the oldest file for replay: its number (for `done`, `put_back`) and its records."""
@@ -147,10 +150,10 @@ class Spool:
             folder.mkdir(exist_ok=True)
             number = 1 + max((int(path.stem) for path in folder.glob(f"*{_SUFFIX}")), default=0)
             writer = SpoolWriter(folder / f"{number:020d}{_SUFFIX}")
-            writer.append(record)
+            writer.append([record])
             writer.close()
         except OSError as error:
-            self._count_shed(record, str(error))
+            self._count_shed([record], str(error))
             return False
         _log.error("record_refused", topic=record.topic, rows=record.rows, reason=reason, file=str(writer.path))
         return True
@@ -189,21 +192,22 @@ class Spool:
         self._close_ahead()
         self._lock.close()
 
-    def _write(self, record: SpoolRecord, number: int, *, fresh: bool) -> bool:
-        if self.bytes + len(record.value) + _FRAMING_BYTES > self.max_bytes:
-            self._count_shed(record, "full")
+    def _write(self, records: Sequence[SpoolRecord], number: int, *, fresh: bool) -> bool:
+        size = sum(len(record.value) for record in records)
+        if self.bytes + size + _FRAMING_BYTES + len(records) * _RECORD_BYTES > self.max_bytes:
+            self._count_shed(records, "full")
             return False
         try:
             writer = self._writer(number, fresh=fresh)
-            writer.append(record)
+            writer.append(records)
         except OSError as error:
             self._drop_writer(fresh=fresh)
-            self._count_shed(record, str(error))
+            self._count_shed(records, str(error))
             return False
         file = self._files[number]
         self.bytes += writer.bytes - file.bytes
         file.bytes = writer.bytes
-        file.content = Content(writer.records, file.content.rows + record.rows, 0)
+        file.content = Content(writer.records, file.content.rows + sum(record.rows for record in records), 0)
         return True
 
     def _writer(self, number: int, *, fresh: bool) -> SpoolWriter:
@@ -239,13 +243,14 @@ class Spool:
         if current is not None:
             current[1].close()
 
-    def _count_shed(self, record: SpoolRecord, reason: str) -> None:
-        shed = self.shed.setdefault(record.topic, Shed())
-        if shed.records == 0 or shed.records % 1000 == 0:
-            _log.error("spool_shed", topic=record.topic, reason=reason, records=shed.records + 1, bytes=self.bytes)
-        shed.records += 1
-        shed.rows += record.rows
-        shed.bytes += len(record.value)
+    def _count_shed(self, records: Sequence[SpoolRecord], reason: str) -> None:
+        for record in records:
+            shed = self.shed.setdefault(record.topic, Shed())
+            if shed.records % 1000 == 0:
+                _log.error("spool_shed", topic=record.topic, reason=reason, records=shed.records + 1, bytes=self.bytes)
+            shed.records += 1
+            shed.rows += record.rows
+            shed.bytes += len(record.value)
 
     def _load(self) -> None:
         for path in sorted(self._slot.glob(f"*{_SUFFIX}")):

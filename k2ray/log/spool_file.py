@@ -14,7 +14,7 @@ next, and bounds (`spool.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,26 +67,19 @@ class SpoolWriter:
         self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
         self._synced = True
 
-    def append(self, record: SpoolRecord) -> int:
-        """Write a record; returns the bytes that the file grew by.
+    def append(self, records: Sequence[SpoolRecord]) -> int:
+        """Write records as one batch; returns the bytes that the file grew by.
 
         Raises:
-            OSError: The disk is full or broken. The file ends with a torn record: close it, go on with another.
+            OSError: The disk is full or broken. The file ends with a torn batch: close it, go on with another.
         """
-        batch = pa.RecordBatch.from_pydict(
-            {
-                "topic": [record.topic],
-                "partition": [record.partition],
-                "rows": [record.rows],
-                "value": [record.value],
-                "headers": [record.headers],
-            },
-            schema=SCHEMA,
-        )
+        topics, partitions, values, headers, rows = zip(*records, strict=True)
+        columns = {"topic": topics, "partition": partitions, "rows": rows, "value": values, "headers": headers}
+        batch = pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
         self._stream.write_batch(batch)
         grown: int = self._file.tell() - self.bytes
         self.bytes += grown
-        self.records += 1
+        self.records += len(records)
         self._synced = False
         return grown
 

@@ -15,12 +15,15 @@ from k2ray.settings.sections import (
     Feed,
     Kafka,
     Lake,
+    Memory,
+    MemoryLimits,
     RaySettings,
     Section,
     Settings,
     Supervision,
     Tls,
     Upkeep,
+    Wire,
 )
 
 __all__ = [
@@ -39,11 +42,14 @@ __all__ = [
     "Feed",
     "Kafka",
     "Lake",
+    "Memory",
+    "MemoryLimits",
     "RaySettings",
     "Section",
     "Settings",
     "Supervision",
     "Tls",
     "Upkeep",
+    "Wire",
     "load_settings",
 ]

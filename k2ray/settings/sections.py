@@ -221,6 +221,34 @@ class Kafka(Section):
     )
 
 
+class Wire(Section):
+    """How rows look in Kafka."""
+
+    codec: Literal["arrow", "avro"] = Field(
+        "arrow", description="arrow: a record holds a batch; avro: one record a trade, for readers without Arrow."
+    )
+    registry_url: str | None = Field(
+        None, description="A registry with Confluent's REST API; null: the built-in one, a compacted topic."
+    )
+    registry_user: str | None = Field(None, description="For HTTP basic authentication at the registry.")
+    registry_password: str | None = Field(None, description="The user's password, or with no user a bearer token.")
+    registry_timeout_s: PositiveFloat = Field(5, description="Longest wait for an answer of the registry.")
+    compatibility: Literal["BACKWARD", "BACKWARD_TRANSITIVE"] = Field(
+        "BACKWARD", description="A new schema reads what the newest one wrote, or what any of them wrote."
+    )
+    cache_size: Annotated[int, Field(ge=1, le=100)] = Field(10, description="Schemas that each process keeps.")
+
+    @field_validator("registry_url")
+    @classmethod
+    def _registry_is_http(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ValueError("must be an http:// or https:// URL without a user (registry_user, registry_password)")
+        return value.rstrip("/")
+
+
 class Commit(Section):
     """A commit happens at whichever limit is reached first."""
 
@@ -295,6 +323,49 @@ class Supervision(Section):
     )
 
 
+_SOFT = "Resident memory above this: replaced, make before break."
+_HARD = "Resident memory above this: killed and started anew."
+
+
+class MemoryLimits(Section):
+    """What a process of a role may take; RSS, of which about 60 MB are shared by all actors."""
+
+    soft_bytes: PositiveInt = Field(500_000_000, description=_SOFT)
+    hard_bytes: PositiveInt = Field(1_000_000_000, description=_HARD)
+
+    @model_validator(mode="after")
+    def _soft_is_below_hard(self) -> MemoryLimits:
+        if self.soft_bytes >= self.hard_bytes:
+            raise ValueError(f"soft_bytes ({self.soft_bytes}) must be below hard_bytes ({self.hard_bytes})")
+        return self
+
+
+class TableMemoryLimits(MemoryLimits):
+    """What a process that holds batches of a whole table may take."""
+
+    soft_bytes: PositiveInt = Field(1_500_000_000, description=_SOFT)
+    hard_bytes: PositiveInt = Field(2_500_000_000, description=_HARD)
+
+
+class Memory(Section):
+    """How memory is watched, and what each role may take."""
+
+    sample_interval_s: PositiveFloat = Field(30, description="Seconds between two samples of a process.")
+    window: Annotated[int, Field(ge=3)] = Field(120, description="Samples that a trend is drawn through.")
+    warmup_s: Annotated[float, Field(ge=0)] = Field(
+        600, description="Samples of a process's first seconds say nothing about a leak."
+    )
+    leak_score: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="min(MB per hour / 50, 1) x R2 over a whole window above this: replaced."
+    )
+    feed: MemoryLimits = Field(default_factory=MemoryLimits, description="Of a feed.")
+    backfill: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the backfill.")
+    writer: TableMemoryLimits = Field(default_factory=TableMemoryLimits, description="Of a writer.")
+    upkeep: TableMemoryLimits = Field(default_factory=TableMemoryLimits, description="Of a table's upkeep.")
+    serializer: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the serializer.")
+    supervisor: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the supervisor: it ends itself.")
+
+
 class Api(Section):
     """The HTTP interface."""
 
@@ -321,8 +392,10 @@ class Settings(BaseSettings):
     feed: Feed = Field(default_factory=Feed, description="How feeds read their sockets.")
     backfill: Backfill = Field(default_factory=Backfill, description="How gaps are closed by REST.")
     kafka: Kafka = Field(default_factory=Kafka, description="The log.")
+    wire: Wire = Field(default_factory=Wire, description="How rows look in Kafka.")
     lake: Lake = Field(default_factory=Lake, description="The lakehouse.")
     supervision: Supervision = Field(default_factory=Supervision, description="When the supervisor acts.")
+    memory: Memory = Field(default_factory=Memory, description="How memory is watched.")
     api: Api = Field(default_factory=Api, description="The HTTP interface.")
 
     @model_validator(mode="after")

@@ -150,7 +150,7 @@ def test_a_broken_disk_is_counted_and_what_is_whole_is_kept(tmp_path: Path, monk
     spool = Spool(tmp_path, LARGE)
     spool.append(record(1))
 
-    def full(self: SpoolWriter, record: SpoolRecord) -> int:
+    def full(self: SpoolWriter, records: list[SpoolRecord]) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -188,11 +188,29 @@ def test_a_record_that_kafka_refuses_is_kept_aside(tmp_path: Path) -> None:
 
 def test_measuring_agrees_with_reading(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "x.arrow")
-    for number in range(3):
-        writer.append(record(number))
+    writer.append([record(0)])
+    writer.append([record(1), record(2)])
     writer.close()
     content = measure(tmp_path / "x.arrow")
     assert content == (3, 15, 0)
+
+
+def test_many_small_records_go_in_together_and_come_out_in_order(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, LARGE)
+    assert spool.append(record(3), record(4))
+    assert spool.append_failed(record(1), record(2))
+    assert spool.append(record(5))
+    assert (spool.records, spool.rows) == (5, 25)
+    assert drain(spool) == [1, 2, 3, 4, 5]
+    spool.close()
+
+
+def test_records_that_go_in_together_are_shed_together_and_each_counted(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 4_000)
+    assert not spool.append(*(record(number, size=500) for number in range(10)))
+    assert spool.shed["market.crypto.trades.binance"].records == 10
+    assert spool.append(record(1))
+    spool.close()
 
 
 @settings(max_examples=100, deadline=None)
