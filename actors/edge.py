@@ -39,6 +39,7 @@ _KEPT = {"lifetime": "detached", "num_cpus": 0, "max_task_retries": 0, "max_conc
 
 CHILD_CLASSES = {
     "feed": "actors.feed:FeedActor",
+    "backfill": "actors.backfill:BackfillActor",
     "writer": "actors.writer:WriterActor",
     "upkeep": "actors.upkeep:UpkeepActor",
 }

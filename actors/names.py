@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from k2ray.errors import BadInput
+from k2ray.model import CHANNELS
 from k2ray.settings import Settings
 
 SUPERVISOR = "supervisor"
@@ -63,7 +64,12 @@ def wanted_actors(settings: Settings) -> list[str]:
     feeds = [
         f"feed:{name}:{index}" for name, chosen in exchanges.enabled().items() for index in range(chosen.connections)
     ]
-    return [*(f"writer:{table}" for table in tables), *feeds, *(f"upkeep:{table}" for table in tables)]
+    backfills = [
+        f"backfill:{name}"
+        for name, chosen in exchanges.enabled().items()
+        if settings.backfill.enabled and any(CHANNELS[channel].proves_gaps for channel in chosen.channels)
+    ]
+    return [*(f"writer:{table}" for table in tables), *feeds, *backfills, *(f"upkeep:{table}" for table in tables)]
 
 
 def drain_stage(role: str) -> int:

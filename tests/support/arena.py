@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,9 +257,15 @@ def _compare(
 
 
 def arena_settings(
-    ray: SmallCluster, folder: Path, sim: Sim, bootstrap: str, prefix: str, channels: tuple[str, ...]
+    ray: SmallCluster,
+    folder: Path,
+    sim: Sim,
+    bootstrap: str,
+    prefix: str,
+    channels: tuple[str, ...],
+    backfill: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Return settings of a system of its own."""
+    """Return settings of a system of its own; without `backfill`, its section, gaps stay."""
     exchange = {
         "ws_url": sim.ws_url,
         "rest_url": sim.rest_url,
@@ -272,20 +278,26 @@ def arena_settings(
         exchanges={"binance": exchange},
         kafka={"bootstrap_servers": bootstrap, "topic_prefix": prefix, "partitions": 2, "delivery_timeout_s": 5},
         feed={"backoff_initial_s": 0.2, "backoff_max_s": 1},
+        backfill=backfill or {"enabled": False},
         lake={"commit": {"interval_s": 0.5}, "upkeep": {"interval_s": 5}},
         supervision=SUPERVISION,
     )
 
 
 @contextlib.contextmanager
-def standing_arena(ray: SmallCluster, folder: Path, sim: Sim) -> Iterator[Arena]:
-    """Run trades and quotes with a broker of its own, which the supervisor keeps alive."""
+def standing_arena(
+    ray: SmallCluster,
+    folder: Path,
+    sim: Sim,
+    channels: tuple[str, ...] = ("trades", "quotes"),
+    backfill: Mapping[str, object] | None = None,
+) -> Iterator[Arena]:
+    """Run with a broker of its own, which the supervisor keeps alive."""
     layout = DataDir(folder)
     broker = LocalBroker(layout)
     try:
         bootstrap = broker.start().bootstrap
-        channels = ("trades", "quotes")
-        settings = arena_settings(ray, folder, sim, bootstrap, "chaos", channels)
+        settings = arena_settings(ray, folder, sim, bootstrap, "chaos", channels, backfill)
         arena = Arena(settings, sim, own_broker=True, tables=channels)
         try:
             arena.start()

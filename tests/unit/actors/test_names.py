@@ -27,7 +27,16 @@ def test_names_of_others_are_refused(text: str) -> None:
 def test_wanted_actors_follow_from_the_settings() -> None:
     exchanges = {"binance": {"channels": ["trades", "agg_trades"], "connections": 2}}
     settings = load_settings(arguments={"exchanges": exchanges}, environ={})
-    assert wanted_actors(settings) == ["writer:trades", "feed:binance:0", "feed:binance:1", "upkeep:trades"]
+    wanted = ["writer:trades", "feed:binance:0", "feed:binance:1", "backfill:binance", "upkeep:trades"]
+    assert wanted_actors(settings) == wanted
+
+
+@pytest.mark.parametrize(
+    "section", [{"backfill": {"enabled": False}}, {"exchanges": {"binance": {"channels": ["quotes"]}}}]
+)
+def test_a_backfill_is_wanted_only_where_ids_prove_gaps(section: dict[str, object]) -> None:
+    names = wanted_actors(load_settings(arguments=section, environ={}))
+    assert not [name for name in names if name.startswith("backfill")]
 
 
 def test_quotes_get_a_writer_of_their_own() -> None:
@@ -36,4 +45,10 @@ def test_quotes_get_a_writer_of_their_own() -> None:
 
 
 def test_producers_are_drained_before_those_who_store() -> None:
-    assert drain_stage("feed") < drain_stage("writer") < drain_stage("upkeep") < drain_stage("somebody new")
+    assert (
+        drain_stage("feed")
+        < drain_stage("backfill")
+        < drain_stage("writer")
+        < drain_stage("upkeep")
+        < drain_stage("somebody new")
+    )

@@ -1,0 +1,123 @@
+"""The backfill actor: gives a `BackfillSession` a process, Kafka clients, the shared request budget, and a drain.
+
+Next in the flow: `k2ray/backfill/session.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+from actors.child import Child
+from actors.limits import Permits
+from actors.rates import Rate
+from k2ray.backfill.committed import CommittedLedgers
+from k2ray.backfill.gaps_table import GapsTable
+from k2ray.backfill.session import BackfillSession
+from k2ray.clock import SystemClock
+from k2ray.errors import TryAgain
+from k2ray.feed.transport import tls_context
+from k2ray.lake.catalog import open_catalog
+from k2ray.log.consumer import LogReader
+from k2ray.log.producer import LogProducer
+
+TURN_S = 1.0
+RETRY_S = 1.0
+WEIGHT = "weight"
+
+
+class ExchangeBudget:
+    """The request weight of one exchange, shared by all actors.
+
+    Args:
+        permits: Asks the supervisor.
+        exchange: Whose weight.
+    """
+
+    def __init__(self, permits: Permits, exchange: str) -> None:
+        self._permits = permits
+        self._exchange = exchange
+
+    async def permit(self, amount: int) -> None:
+        """Wait until so much is granted."""
+        await self._permits.permit(self._exchange, WEIGHT, amount)
+
+    async def ban(self, for_s: float) -> None:
+        """Tell all actors to wait."""
+        await self._permits.ban(self._exchange, WEIGHT, for_s)
+
+    async def observe(self, used: int) -> None:
+        """Tell what the exchange counts."""
+        await self._permits.observe(self._exchange, WEIGHT, used)
+
+
+class BackfillActor(Child):
+    """Closes the gaps of one exchange; named `backfill:<exchange>#<generation>`."""
+
+    def __init__(self, name: str, settings_json: str) -> None:
+        super().__init__(name, settings_json)
+        (self._exchange,) = self.name.owns
+        self._budget = ExchangeBudget(Permits(self.layout.namespace, self.settings), self._exchange)
+        self._session: BackfillSession | None = None
+        self._rate = Rate()
+
+    async def main(self) -> None:
+        """Close gaps until drained; then flush what was produced last."""
+        producer = LogProducer(self.bootstrap, client_id=self.name.logical, spool=None, settings=self.settings.kafka)
+        reader = LogReader(self.bootstrap, options=self.settings.kafka.options)
+        try:
+            session = await self._open(producer, reader)
+            if session is not None:
+                self._session = session
+                await self._work(session)
+        finally:
+            await asyncio.to_thread(producer.close, self.settings.supervision.drain_timeout_s / 2)
+            await asyncio.to_thread(reader.close)
+
+    async def _work(self, session: BackfillSession) -> None:
+        working = asyncio.create_task(session.run())
+        try:
+            while not working.done() and not self.stopping.is_set():
+                self.turn()
+                await asyncio.wait({working}, timeout=TURN_S)
+            if working.done():
+                await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        flushed = await asyncio.to_thread(session.finish, self.settings.supervision.drain_timeout_s / 2)
+        self.log.info("drained", flushed=flushed)
+
+    async def _open(self, producer: LogProducer, reader: LogReader) -> BackfillSession | None:
+        """Open the catalog, waiting for it while it is away; None if drained meanwhile."""
+        tls = tls_context(self.settings.tls.ca_file, self.settings.tls.crl_file)
+        while not self.stopping.is_set():
+            self.turn()
+            try:
+                catalog = await asyncio.to_thread(open_catalog, self.settings, self.layout)
+            except TryAgain as error:
+                self.log.warning("try again", reason=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            clock = SystemClock()
+            return BackfillSession(
+                self.settings,
+                self._exchange,
+                producer,
+                reader,
+                CommittedLedgers(catalog, self.settings, self._exchange, clock),
+                GapsTable(catalog, self.settings),
+                self._budget,
+                tls,
+                clock,
+            )
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """Return the session's numbers, what it is filling, and what is proven."""
+        if self._session is None:
+            return {"trouble": "not started yet"}
+        status = dataclasses.asdict(self._session.status())
+        return {**status, "rate": self._rate.note(status["rows"], time.monotonic())}
