@@ -5,6 +5,7 @@
   broker/      the local Kafka: its log, server.properties, broker.json (pid, ports)
   warehouse/   Iceberg data and metadata      catalog.db   SQLite catalog
   spool/       batches that Kafka has not taken, a folder a feed
+  scratch/     files without a name while upkeep merges what does not fit into memory
   logs/        a JSON-lines file an actor     run/         pid files, addresses, Ray's token, wanted.json
   releases/    code and settings that ran, to go back to; their history
 ```
@@ -43,6 +44,11 @@ class DataDir:
     def spool(self) -> Path:
         """One folder a feed below it."""
         return self.root / "spool"
+
+    @property
+    def scratch(self) -> Path:
+        """Where upkeep puts rows aside; always empty to look at."""
+        return self.root / "scratch"
 
     @property
     def logs(self) -> Path:

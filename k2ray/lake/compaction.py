@@ -29,17 +29,16 @@ from k2ray.clock import Clock
 from k2ray.lake.commit import Faults, no_faults
 from k2ray.lake.compaction_commit import GaveWay, commit_replace
 from k2ray.lake.compaction_merge import CannotCompact, Columns, Merge, Source
-from k2ray.lake.compaction_plan import Job, is_small, plan_jobs
+from k2ray.lake.compaction_plan import HOUR_US, Job, LiveFile, is_small, plan_jobs
 from k2ray.lake.durable import remove_quietly
 from k2ray.lake.fingerprint import Fingerprint, fingerprint
 from k2ray.lake.live_files import LiveFiles
 from k2ray.lake.stage import file_columns, file_location, write_file
+from k2ray.lake.sweep import COMPACTED_PREFIX
 from k2ray.logs import get_logger
 from k2ray.settings import Upkeep
 
 log = get_logger(__name__)
-
-PREFIX = "k2ray-compacted-"
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,7 @@ class Compactor:
 
     def plan(self, table: Table) -> list[Job]:
         """Return what is worth doing in the table's newest snapshot, and set the gauges of its files."""
-        head = table.current_snapshot()
-        if head is None or self._live.has_deletes(table.io, head):
-            return []
-        files = self._live.of(table, head)
+        files = self._files(table)
         small = [file for file in files if is_small(file, self._upkeep)]
         metrics.TABLE_FILES.labels(self._name).set(len(files))
         metrics.TABLE_SMALL_FILES.labels(self._name).set(len(small))
@@ -114,7 +110,22 @@ class Compactor:
             for snapshot in table.metadata.snapshots
             if 0 <= now_us - snapshot.timestamp_ms * 1000 < age_us
         }
-        jobs = plan_jobs(small, fresh, now_us, self._upkeep)
+        return self._not_refused(plan_jobs(small, fresh, now_us, self._upkeep))
+
+    def is_due(self, table: Table) -> bool:
+        """Return whether files of past hours will be worth compacting as soon as they have settled."""
+        now_us = self._clock.now_us()
+        past = [file for file in self._files(table) if file.last_us // HOUR_US < now_us // HOUR_US]
+        soon_us = now_us + int(self._upkeep.compact_settle_s * 1_000_000)
+        return bool(self._not_refused(plan_jobs(past, set(), soon_us, self._upkeep)))
+
+    def _files(self, table: Table) -> list[LiveFile]:
+        head = table.current_snapshot()
+        if head is None or self._live.has_deletes(table.io, head):
+            return []
+        return self._live.of(table, head)
+
+    def _not_refused(self, jobs: list[Job]) -> list[Job]:
         return [job for job in jobs if job.paths not in self._refused]
 
     def step(self, table: Table, deadline_s: float) -> CompactionReport:
@@ -171,7 +182,7 @@ class Compactor:
     def _run(self, table: Table, job: Job) -> DataFile:
         begun_us = self._clock.now_us()
         first = job.files[0]
-        location = file_location(table, first.day, first.exchange, f"{PREFIX}{uuid.uuid4().hex}.parquet")
+        location = file_location(table, first.day, first.exchange, f"{COMPACTED_PREFIX}{uuid.uuid4().hex}.parquet")
         columns = Columns.of(table.schema(), self._name)
         sources = [lambda path=file.path: Source(table.io, path, columns) for file in job.files]
         merge = Merge(sources, columns.merged.names, self._scratch, self._alive)

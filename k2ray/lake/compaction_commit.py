@@ -33,12 +33,10 @@ from k2ray.errors import K2rayError, OperatorNeeded
 from k2ray.lake.commit import Faults, SingleTransaction
 from k2ray.lake.durable import AWAY, unavailable
 from k2ray.lake.progress import committed_progress
+from k2ray.lake.sweep import MARGIN_US
 from k2ray.logs import get_logger
 
 log = get_logger(__name__)
-
-MARGIN_US = 3_600_000_000
-"""How long the sweep leaves an unnamed compacted file alone; an attempt gives way after half of that."""
 
 
 class GaveWay(K2rayError):
@@ -126,6 +124,7 @@ class FencedReplace(_MergeAppendFiles):
         after = sum(file.record_count for file in self._added_data_files)
         if before != after:
             raise AssertionError(f"a compaction of {before} rows would make them {after}")
+        # By then the sweep leaves it alone for as long again, so no attempt can be overtaken between here and its end.
         if self._clock.now_us() - self._written_us > MARGIN_US // 2:
             raise GaveWay("it took too long: its files may be taken for a dead one's")
         for file in self._added_data_files:

@@ -1,28 +1,28 @@
-"""Keep a table small while it grows, so that the thousandth commit costs what the first did.
+"""Keep a table fast while it grows, so that the hundred-thousandth commit costs what the first did.
 
 Each look at the table:
-1. tags the head once an hour, so that `as of` has something to stand on when snapshots are gone;
-2. expires by count, once enough has gathered: the newest snapshots, tags, leased snapshots and everything down to the
-   newest progress key stay. By age alone a day of 5 s commits would be 17,280 snapshots;
+1. compacts small files of closed hours (`compaction.py`), for about `look_budget_s`;
+2. tags and expires by count, once enough has gathered (`upkeep_plan.py`): the newest snapshots, tags, leased snapshots
+   and everything down to the newest progress key stay. By age alone a day of 5 s commits would be 17,280 snapshots;
 3. deletes what only expired snapshots named: manifest lists, manifests, ledger files;
-4. now and then sweeps the folders for files of dead attempts (`sweep.py`).
+4. once an hour goes through the folders, a page a look, for files that nothing names any more (`sweep.py`).
 
-1 and 2 are one commit with `AssertRefSnapshotId(main)`: without it an expiry that races an operator's rollback could
-remove what main has become. Old metadata.json files are deleted by every commit (table properties).
+2 is one commit with `AssertRefSnapshotId(main)`: without it an expiry that races an operator's rollback could remove
+what main has become. Old metadata.json files are deleted by every commit (table properties). Two upkeeps at once (one
+replaces the other) only lose races to each other: each commit is a compare-and-swap, and deleting twice is deleting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.io import FileIO
-from pyiceberg.manifest import read_manifest_list
 from pyiceberg.table import Table
-from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import (
@@ -35,22 +35,26 @@ from pyiceberg.table.update import (
     UpdateTableMetadata,
 )
 
+from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
-from k2ray.errors import CatalogUnavailable, OperatorNeeded
+from k2ray.errors import CatalogUnavailable, TryAgain
 from k2ray.lake.catalog import load_table, open_catalog
-from k2ray.lake.durable import AWAY
-from k2ray.lake.progress import LEDGER_KEY, OFFSETS_KEY, ancestry
-from k2ray.lake.sweep import SWEEP_INTERVAL_S, sweep
+from k2ray.lake.commit import Faults, no_faults
+from k2ray.lake.compaction import CompactionReport, Compactor
+from k2ray.lake.durable import AWAY, local_path, unavailable
+from k2ray.lake.live_files import LiveFiles
+from k2ray.lake.progress import LEDGER_KEY
+from k2ray.lake.sweep import SWEEP_INTERVAL_S, Sweep
+from k2ray.lake.upkeep_plan import MAIN, Plan, make_plan
 from k2ray.layout import DataDir
 from k2ray.logs import get_logger
-from k2ray.settings import Settings, Upkeep
+from k2ray.settings import Settings
 
 log = get_logger(__name__)
 
-MAIN = "main"
-TAG_PREFIX = "hourly-"
-_TAG_FORMAT = f"{TAG_PREFIX}%Y-%m-%dT%HZ"
 COMMIT_ATTEMPTS = 5
+LOW_BYTES = 1_073_741_824
+"""With less room than this, upkeep says so before anything stops."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +65,13 @@ class UpkeepReport:
         tagged: The tag that was set; None if this hour has one, or nothing is new.
         snapshots_expired: Snapshots that were removed.
         files_deleted: Files that were deleted.
+        compaction: What was compacted.
     """
 
     tagged: str | None = None
     snapshots_expired: int = 0
     files_deleted: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one commit of upkeep changes."""
-
-    head: int
-    tag: str | None
-    old_tags: tuple[str, ...]
-    expire: tuple[int, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return self.tag is None and not self.old_tags and not self.expire
+    compaction: CompactionReport = field(default_factory=CompactionReport)
 
 
 class TableUpkeep:
@@ -93,6 +84,8 @@ class TableUpkeep:
         clock: Time.
         catalog: None opens the one of the settings.
         leases: Asked for snapshot ids that somebody still reads; they stay.
+        faults: Called at the compaction's points, `expiry`, `expired`, `mid_delete` and `mid_sweep`.
+        alive: Called often during a compaction; raises `GaveWay` to stop it.
     """
 
     def __init__(
@@ -104,6 +97,8 @@ class TableUpkeep:
         clock: Clock | None = None,
         catalog: Catalog | None = None,
         leases: Callable[[], Collection[int]] = tuple,
+        faults: Faults = no_faults,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._layout = layout
@@ -112,8 +107,19 @@ class TableUpkeep:
         self._catalog = catalog
         self._owns_catalog = catalog is None
         self._leases = leases
-        self._manifests: dict[int, frozenset[str]] = {}
+        self._faults = faults
+        self._live = LiveFiles()
+        self._compactor = Compactor(
+            table_name, settings.lake.upkeep, self._clock, layout.scratch, self._live, faults, alive
+        )
+        self._sweep: Sweep | None = None
         self._swept_s: float | None = None
+        self._low: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What a person should know, None if there is nothing."""
+        return self._low or self._compactor.trouble
 
     def step(self) -> UpkeepReport:
         """Look at the table once; call it every `lake.upkeep.interval_s`.
@@ -122,12 +128,16 @@ class TableUpkeep:
             CatalogUnavailable: The catalog or the storage does not answer; call again after a pause.
             OperatorNeeded: The table carries no progress key.
         """
-        if self._catalog is None:
-            self._catalog = open_catalog(self._settings, self._layout)
+        started_s = self._clock.monotonic_s()
         try:
+            self._low = self._look_at_the_disk()
+            if self._catalog is None:
+                self._catalog = open_catalog(self._settings, self._layout)
             return self._step(self._catalog)
         except AWAY as error:
-            raise CatalogUnavailable(f"upkeep of {self._name}: {error}") from error
+            raise unavailable(f"upkeep of {self._name}", error) from error
+        finally:
+            metrics.UPKEEP_SECONDS.labels(self._name).observe(self._clock.monotonic_s() - started_s)
 
     def close(self) -> None:
         """Leave."""
@@ -135,58 +145,106 @@ class TableUpkeep:
             self._catalog.close()
 
     def _step(self, catalog: Catalog) -> UpkeepReport:
+        table = load_table(catalog, self._settings, self._name)
+        if table is None or table.metadata.current_snapshot_id is None:
+            return UpkeepReport()
+        report = UpkeepReport()
+        failed: TryAgain | None = None
+        if self._settings.lake.upkeep.compact:
+            deadline_s = self._clock.monotonic_s() + self._settings.lake.upkeep.look_budget_s
+            try:
+                report = replace(report, compaction=self._compactor.step(table, deadline_s))
+            except TryAgain as error:
+                failed = error  # expiry needs no room, and may make some
+        report = self._expire(table, report)
+        report = replace(report, files_deleted=report.files_deleted + self._sweep_a_page(table))
+        self._live.keep_only(table.metadata.snapshots)
+        self._measure(table)
+        if failed is not None:
+            raise failed
+        return report
+
+    def _expire(self, table: Table, report: UpkeepReport) -> UpkeepReport:
+        upkeep = self._settings.lake.upkeep
         for _ in range(COMMIT_ATTEMPTS):
-            table = load_table(catalog, self._settings, self._name)
-            if table is None or table.metadata.current_snapshot_id is None:
-                return UpkeepReport()
+            table.refresh()
             now = datetime.fromtimestamp(self._clock.now_us() / 1_000_000, UTC)
-            plan = make_plan(table.metadata, self._settings.lake.upkeep, now, self._leases())
+            due = upkeep.compact and self._compactor.is_due(table)
+            plan = make_plan(table.metadata, upkeep, now, self._leases(), compaction_due=due)
             if plan.is_empty:
-                return UpkeepReport(files_deleted=self._sweep(table))
-            expired = [snapshot for snapshot in table.metadata.snapshots if snapshot.snapshot_id in set(plan.expire)]
-            named = self._names(table.io, expired)
+                return report
+            going = set(plan.expire)
+            named = self._names(table, [one for one in table.metadata.snapshots if one.snapshot_id in going])
+            self._faults("expiry")
             try:
                 _Change(table, plan).commit()
             except CommitFailedException:
                 continue  # the writer was faster: look anew
-            deleted = self._delete_unnamed(table, named)
-            log.info("upkeep", table=self._name, tagged=plan.tag, expired=len(expired), files_deleted=deleted)
-            return UpkeepReport(plan.tag, len(expired), deleted + self._sweep(table))
+            self._faults("expired")
+            metrics.SNAPSHOTS_EXPIRED.labels(self._name).inc(len(going))
+            unnamed = {place: kind for place, kind in named.items() if place not in self._names(table)}
+            deleted = self._delete(table, ((kind, place) for place, kind in unnamed.items()), "mid_delete")
+            log.info("upkeep", table=self._name, tagged=plan.tag, expired=len(going), files_deleted=deleted)
+            return replace(report, tagged=plan.tag, snapshots_expired=len(going), files_deleted=deleted)
         raise CatalogUnavailable(f"upkeep of {self._name}: lost {COMMIT_ATTEMPTS} races in a row")
 
-    def _names(self, io: FileIO, snapshots: Collection[Snapshot]) -> set[str]:
-        """Return the locations that snapshots name: manifest list, manifests, ledger file."""
-        found: set[str] = set()
-        for snapshot in snapshots:
-            found.add(snapshot.manifest_list)
-            if snapshot.snapshot_id not in self._manifests:
-                listed = read_manifest_list(io.new_input(snapshot.manifest_list))
-                self._manifests[snapshot.snapshot_id] = frozenset(manifest.manifest_path for manifest in listed)
-            found |= self._manifests[snapshot.snapshot_id]
+    def _names(self, table: Table, snapshots: Collection[Snapshot] | None = None) -> dict[str, str]:
+        """Return location -> kind of what snapshots (None: all) name: manifest lists, manifests, ledger files."""
+        found: dict[str, str] = {}
+        for snapshot in table.metadata.snapshots if snapshots is None else snapshots:
+            found[snapshot.manifest_list] = "manifest"
+            for manifest in self._live.manifests(table.io, snapshot):
+                found[manifest.manifest_path] = "manifest"
             ledger = snapshot.summary.additional_properties.get(LEDGER_KEY) if snapshot.summary else None
             if ledger is not None:
-                found.add(ledger)
+                found[ledger] = "ledger"
         return found
 
-    def _delete_unnamed(self, table: Table, named: set[str]) -> int:
-        """Delete what no retained snapshot names any more. A kill in between leaves files to the sweep."""
-        retained = table.metadata.snapshots
-        unnamed = named - self._names(table.io, retained)
-        for location in unnamed:
-            _delete(table.io, location)
-        kept = {snapshot.snapshot_id for snapshot in retained}
-        self._manifests = {key: value for key, value in self._manifests.items() if key in kept}
-        return len(unnamed)
+    def _delete(self, table: Table, dead: Iterable[tuple[str, str]], point: str) -> int:
+        """Delete what nothing names. A kill in between leaves files to the sweep."""
+        count = 0
+        for kind, location in dead:
+            self._faults(point)
+            try:
+                table.io.delete(location)
+            except FileNotFoundError:
+                continue  # another upkeep was faster
+            metrics.ORPHANS_REMOVED.labels(self._name, kind).inc()
+            count += 1
+        return count
 
-    def _sweep(self, table: Table) -> int:
+    def _sweep_a_page(self, table: Table) -> int:
         now_s = self._clock.monotonic_s()
-        if self._swept_s is not None and now_s - self._swept_s < SWEEP_INTERVAL_S:
+        if self._sweep is None:
+            if self._swept_s is not None and now_s - self._swept_s < SWEEP_INTERVAL_S:
+                return 0
+            self._swept_s = now_s
+            self._sweep = Sweep(table, self._names(table), self._live.paths_of_all(table))
+        dead = self._sweep.page()
+        if dead is None:
+            self._sweep = None
             return 0
-        self._swept_s = now_s
-        dead = sweep(table, self._names(table.io, table.metadata.snapshots))
-        for location in dead:
-            _delete(table.io, location)
-        return len(dead)
+        return self._delete(table, dead, "mid_sweep")
+
+    def _measure(self, table: Table) -> None:
+        metrics.TABLE_SNAPSHOTS.labels(self._name).set(len(table.metadata.snapshots))
+        size = len(table.io.new_input(table.metadata_location))
+        metrics.TABLE_METADATA_BYTES.labels(self._name).set(size)
+
+    def _look_at_the_disk(self) -> str | None:
+        """Note how much room there is; return what a person should know of it."""
+        warehouse = local_path(self._settings.lake.warehouse or str(self._layout.warehouse))
+        places = {"data_dir": str(self._layout.root), "warehouse": warehouse}
+        low = None
+        for place, path in places.items():
+            if path is None:
+                continue
+            there = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.exists())
+            free = shutil.disk_usage(there).free
+            metrics.DISK_FREE_BYTES.labels(place).set(free)
+            if free < LOW_BYTES:
+                low = f"only {free // 1_048_576} MiB are left under {path}: make room, or storing will have to wait"
+        return low
 
 
 class _Change(UpdateTableMetadata["_Change"]):
@@ -218,54 +276,3 @@ class _Change(UpdateTableMetadata["_Change"]):
     def commit(self) -> None:
         super().commit()
         self._transaction.commit_transaction()
-
-
-def make_plan(metadata: TableMetadata, upkeep: Upkeep, now: datetime, leases: Collection[int]) -> Plan:
-    """Decide about tags and snapshots.
-
-    Args:
-        metadata: The table's newest.
-        upkeep: How much stays.
-        now: Wall time, UTC.
-        leases: Snapshot ids that somebody still reads.
-
-    Raises:
-        OperatorNeeded: No snapshot carries a progress key; expiring could remove what a person needs to find it.
-    """
-    lineage = ancestry(metadata)
-    keyed = next((depth for depth, snapshot in enumerate(lineage) if _has_key(snapshot)), None)
-    if keyed is None:
-        raise OperatorNeeded("no snapshot of the table carries a progress key")
-    head = lineage[0].snapshot_id
-    old_tags = tuple(tag for tag in metadata.refs if _is_old(tag, now, upkeep.tag_retention_s))
-    tag = now.strftime(_TAG_FORMAT)
-    tagged = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in old_tags and name != MAIN}
-    expire: tuple[int, ...] = ()
-    # Down to the key nothing may go: a parent that is expired is cut off, and the key behind it would be lost.
-    depth = max(upkeep.snapshots_kept, keyed + 1)
-    kept = {snapshot.snapshot_id for snapshot in lineage[:depth]} | tagged | set(leases) | {head}
-    surplus = [snapshot.snapshot_id for snapshot in metadata.snapshots if snapshot.snapshot_id not in kept]
-    if len(surplus) >= upkeep.expire_every or (old_tags and surplus):
-        expire = tuple(surplus)
-    return Plan(head, None if tag in metadata.refs or head in tagged else tag, old_tags, expire)
-
-
-def _has_key(snapshot: Snapshot) -> bool:
-    return bool(snapshot.summary and OFFSETS_KEY in snapshot.summary.additional_properties)
-
-
-def _is_old(tag: str, now: datetime, retention_s: int) -> bool:
-    if not tag.startswith(TAG_PREFIX):
-        return False  # somebody else's tag: theirs to remove
-    try:
-        hour = datetime.strptime(tag, _TAG_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        return False
-    return (now - hour).total_seconds() > retention_s
-
-
-def _delete(io: FileIO, location: str) -> None:
-    try:
-        io.delete(location)
-    except FileNotFoundError:
-        return
