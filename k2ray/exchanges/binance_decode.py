@@ -187,6 +187,8 @@ class BinanceDecoder:
         if peek.e is None and peek.u is None:
             if peek.result is not msgspec.UNSET:
                 out.control += 1
+                if isinstance(peek.result, list):
+                    out.subscribed = len(peek.result)
             else:
                 out.dead.append(DeadFrame(bytes(frame), "no channel has this shape", received_us))
             return _DONE

@@ -1,28 +1,61 @@
-"""3. A feed's connection as a pure state machine: events in, instructions out, no socket, no clock of its own.
+"""3. One connection of a feed as a pure state machine: events in, instructions out, no socket, no clock of its own.
 
-The shell (`session.py`) must carry out every instruction in order and must report, for each `Open`, exactly one
-`Opened` or `Failed`, and for each `Opened` exactly one `Closed` in the end; it must send `Tick` no later than `due_s`.
-In return:
+Its owner (`rotation.py`, which owns two of them) passes events on; the shell (`session.py`) carries out every
+instruction in order and reports, for each `Open`, exactly one `Opened` or `Failed`, and for each `Opened` exactly one
+`Closed` in the end, after which nothing more comes from that socket. In return:
 
-- there are never two sockets: `Open` comes only when none is being opened, open or being closed;
+- `Open` comes only when no socket of this machine is being opened, open or being closed;
 - every frame that was reported is in exactly one `Publish`, frames that arrive after a `Close` included;
-- until a drain is asked for, the machine always gets to its next `Open`, after a delay with full jitter.
+- until a drain is asked for, or the owner lets it end (`final`), the machine always gets to its next `Open`, after a
+  delay with full jitter.
 
 States: `waiting` (for its next attempt) -> `connecting` -> `open` -> `closing` -> `waiting`; `drained` at the end.
 
 Liveness: a ping every `ping_interval_s` must be answered within `pong_timeout_s`. Without a frame for `stale_after_s`
-the peer is probed by a ping: thin symbols are silent, a dead peer does not answer. Only an unanswered ping reconnects.
+the peer is probed by a ping and, where the exchange answers that, asked what is subscribed: thin symbols are silent, a
+dead peer does not answer. What makes a connection untrustworthy, or too old, is told to the owner as `Replace`; this
+machine never gives up a socket that may still deliver.
 
-Events carry the number of the connection they belong to. Make-before-break rotation, which needs two connections at
-once, belongs in the class that owns two of these machines; `ShutdownAnnounced` is its event and reconnects until then.
+Delivering: the owner may let go of the old connection only when the new one gets what is sent from now on. No trade of
+a thin symbol can be waited for, so the proof is the exchange's answer to the question what is subscribed: whatever it
+sends after that answer comes here too. Without an answer the streams in the URL count, once the peer lived for
+`pong_timeout_s`; where an exchange has no such question, its first frame or pong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from k2ray.feed.gather import Gather, Gathered
+from k2ray.exchanges.base import Heartbeat
+from k2ray.feed.events import (
+    HEARTBEAT,
+    LIFETIME,
+    SCHEDULE,
+    SHUTDOWN,
+    STALE,
+    Close,
+    Closed,
+    CloseRequested,
+    Drained,
+    DrainRequested,
+    Event,
+    Failed,
+    Frames,
+    Instruction,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Publish,
+    Replace,
+    Say,
+    ShutdownAnnounced,
+    Started,
+    Subscribed,
+)
+from k2ray.feed.gather import Gather
 from k2ray.settings import Feed
 
 STABLE_AFTER_S = 10.0
@@ -31,134 +64,75 @@ STABLE_AFTER_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 """A close that is not confirmed by then is cut."""
 
-
-@dataclass(frozen=True)
-class Started:
-    """The feed begins: the first attempt is due at once."""
+LIFETIME_PART = 0.9
+"""Of the lifetime that the exchange allows a connection: then it is replaced, whatever `rotate_every_s` says."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The socket of `Open(connection)` is up and subscribed."""
+class Habits:
+    """What an exchange does to every connection.
 
-    connection: int
+    Attributes:
+        heartbeat: Who proves to whom that it lives.
+        lifetime_s: After this long the exchange cuts; None: never.
+        question: A text whose answer lists what is subscribed; None: there is none.
+    """
 
-
-@dataclass(frozen=True)
-class Failed:
-    """`Open(connection)` came to nothing."""
-
-    connection: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Frames:
-    """One read of the socket gave these data frames."""
-
-    connection: int
-    frames: Sequence[bytes]
-    received_us: int
-
-
-@dataclass(frozen=True)
-class Pong:
-    """The peer answered a ping."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class Closed:
-    """The socket is gone, whoever closed it."""
-
-    connection: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class ShutdownAnnounced:
-    """The exchange said that it is about to close this connection."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class DrainRequested:
-    """Stop for good: close, publish what is gathered."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Started | Opened | Failed | Frames | Pong | Closed | ShutdownAnnounced | DrainRequested | Tick
-
-
-@dataclass(frozen=True)
-class Open:
-    """Open a socket and report it under this number."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class Ping:
-    """Send a ping."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class Close:
-    """Close the socket (`cut`: without waiting for the peer); report `Closed` when it is gone."""
-
-    connection: int
-    reason: str
-    cut: bool = False
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Decode and publish these frames of one connection."""
-
-    connection: int
-    gathered: Gathered
-
-
-@dataclass(frozen=True)
-class Drained:
-    """Nothing is open and nothing is held: the feed may end."""
-
-
-Instruction = Open | Ping | Close | Publish | Drained
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    lifetime_s: float | None = None
+    question: bytes | None = None
 
 
 class Connection:
-    """Decides what a feed's socket does next; see the module's docstring for what it promises.
+    """Decides what one socket after another does next; see the module's docstring for what it promises.
 
     Args:
         settings: Intervals and limits.
         uniform: `uniform(low, high)` gives a random number between them; the jitter.
+        habits: The exchange's.
+        numbers: Where the connections' numbers come from; shared by all machines of a feed.
+        failures: How many attempts failed before, for the first delay.
+
+    Attributes:
+        final: When this socket is gone there is no next one.
+        suspect: It did not answer in time, or lost subscriptions.
+        delivering_s: Since when it is known to deliver.
+        probes: How often it was silent for too long.
     """
 
-    def __init__(self, settings: Feed, uniform: Callable[[float, float], float]) -> None:
+    def __init__(
+        self,
+        settings: Feed,
+        uniform: Callable[[float, float], float],
+        habits: Habits | None = None,
+        *,
+        numbers: Iterator[int] | None = None,
+        failures: int = 0,
+    ) -> None:
         self._settings = settings
         self._uniform = uniform
+        self._habits = habits or Habits()
+        self._numbers = numbers or itertools.count(1)
         self._gather = Gather(settings.linger_s, settings.linger_idle_s)
         self.state = "waiting"
         self.connection = 0
-        self.failures = 0
-        self.reconnects = 0
+        self.failures = failures
+        self.final = False
+        self.suspect = False
         self.opened_s: float | None = None
+        self.delivering_s: float | None = None
         self.last_data_s: float | None = None
+        self.last_pong_s: float | None = None
         self.last_reason = ""
+        self.probes = 0
         self._draining = False
         self._attempt_s: float | None = None
         self._ping_s = 0.0
         self._stale_s = 0.0
         self._pong_by_s: float | None = None
+        self._pinged_for = HEARTBEAT
+        self._replace_s: float | None = None
+        self._streams = 0
         self._close_by_s = 0.0
 
     @property
@@ -173,7 +147,9 @@ class Connection:
         if self.state == "waiting":
             times.append(self._attempt_s)
         elif self.state == "open":
-            times += [self._ping_s, self._stale_s, self._pong_by_s]
+            times += [self._ping_s, self._stale_s, self._pong_by_s, self._replace_s]
+            if self.delivering_s is None and self.opened_s is not None:
+                times.append(self.opened_s + self._settings.pong_timeout_s)
         elif self.state == "closing":
             times.append(self._close_by_s)
         known = [time for time in times if time is not None]
@@ -192,19 +168,23 @@ class Connection:
                 self._on_frames(connection, frames, received_us, now_s)
             case Started():
                 if self._attempt_s is None:
-                    self._attempt_s = now_s
+                    self._attempt_s = now_s + (self._delay_s(self.failures - 1) if self.failures else 0.0)
             case Opened(connection) if connection == self.connection and self.state == "connecting":
                 self._on_opened(now_s, out)
             case Pong(connection) if connection == self.connection and self.state == "open":
-                self._pong_by_s = None
-                self._stale_s = now_s + self._settings.stale_after_s
+                self.last_pong_s = now_s
+                self._on_life(now_s)
+            case Subscribed(connection, streams) if connection == self.connection and self.state == "open":
+                self._on_subscribed(streams, now_s, out)
             case Failed(connection, reason) | Closed(connection, reason) if connection == self.connection:
                 self._on_gone(reason, now_s, out)
-            case ShutdownAnnounced(connection) if connection == self.connection:
-                self._close("the exchange announced a shutdown", now_s, out)
-            case DrainRequested():
+            case ShutdownAnnounced(connection) if connection == self.connection and self.state == "open":
+                out.append(Replace(connection, SHUTDOWN, "the exchange announced a shutdown"))
+            case CloseRequested(connection, reason) if connection == self.connection:
+                self._close(reason, now_s, out)
+            case DrainRequested(reason):
                 self._draining = True
-                self._close("draining", now_s, out)
+                self._close(reason, now_s, out)
                 self._publish(out)
             case _:
                 pass  # Tick, or news of a connection that is gone already
@@ -216,15 +196,32 @@ class Connection:
         if connection == self.connection and frames:
             self.last_data_s = now_s
             self._stale_s = now_s + self._settings.stale_after_s
+            if self._habits.heartbeat.client_message is not None:
+                self._on_life(now_s)  # its answer is a frame like others
+
+    def _on_life(self, now_s: float) -> None:
+        self._pong_by_s = None
+        self._stale_s = now_s + self._settings.stale_after_s
+
+    def _on_subscribed(self, streams: int, now_s: float, out: list[Instruction]) -> None:
+        if streams < self._streams:
+            self.suspect = True
+            out.append(Replace(self.connection, STALE, f"{streams} of {self._streams} streams are left"))
+        self._streams = max(self._streams, streams)
+        if self.delivering_s is None:
+            self.delivering_s = now_s
 
     def _on_opened(self, now_s: float, out: list[Instruction]) -> None:
         self.state = "open"
         self.opened_s = now_s
-        self._ping_s = now_s + self._settings.ping_interval_s
+        self.last_pong_s = None
         self._stale_s = now_s + self._settings.stale_after_s
-        self._pong_by_s = None
+        self._replace_s = now_s + self._age_limit_s()[0] * (1 - self._uniform(0.0, self._settings.rotate_jitter))
         if self._draining:
             self._close("draining", now_s, out)
+        else:
+            self._ping(HEARTBEAT, now_s, out)
+            self._ask(out)
 
     def _on_gone(self, reason: str, now_s: float, out: list[Instruction]) -> None:
         if self.state not in {"connecting", "open", "closing"}:
@@ -232,13 +229,12 @@ class Connection:
         self._publish(out)
         if self.opened_s is not None and now_s - self.opened_s >= STABLE_AFTER_S:
             self.failures = 0
-        if self.opened_s is not None and not self._draining:
-            self.reconnects += 1
         if self.state != "closing":
             self.last_reason = reason
-        self.opened_s = None
-        ceiling = min(self._settings.backoff_max_s, self._settings.backoff_initial_s * 2.0 ** min(self.failures, 32))
-        self._attempt_s = now_s + self._uniform(0.0, ceiling)
+        self.opened_s = self.delivering_s = self._pong_by_s = None
+        self.suspect = False
+        self._streams = 0
+        self._attempt_s = now_s + self._delay_s(self.failures)
         self.failures += 1
         self.state = "waiting"
 
@@ -246,37 +242,87 @@ class Connection:
         due = self._gather.due_s
         if due is not None and (now_s >= due or self._draining):
             self._publish(out)
-        if self.state == "waiting" and self._draining:
+        if self.state == "waiting" and (self._draining or self.final):
+            self._publish(out)
             self.state = "drained"
             out.append(Drained())
         elif self.state == "waiting" and self._attempt_s is not None and now_s >= self._attempt_s:
             self.state = "connecting"
-            self.connection += 1
+            self.connection = next(self._numbers)
             out.append(Open(self.connection))
         elif self.state == "open":
+            self._check_delivery(now_s)
             self._check_liveness(now_s, out)
+            self._check_age(now_s, out)
         elif self.state == "closing" and now_s >= self._close_by_s:
             self._close_by_s = now_s + CLOSE_TIMEOUT_S
             out.append(Close(self.connection, self.last_reason, cut=True))
 
+    def _check_delivery(self, now_s: float) -> None:
+        if self.delivering_s is not None or self.opened_s is None:
+            return
+        alive = self.last_pong_s is not None or (self.last_data_s is not None and self.last_data_s >= self.opened_s)
+        patient = self._habits.question is not None
+        if alive and (not patient or now_s >= self.opened_s + self._settings.pong_timeout_s):
+            self.delivering_s = now_s
+
     def _check_liveness(self, now_s: float, out: list[Instruction]) -> None:
         if self._pong_by_s is not None:
             if now_s >= self._pong_by_s:
+                self._pong_by_s = None
+                self._stale_s = now_s + self._settings.stale_after_s
+                self.suspect = True
                 waited = self._settings.pong_timeout_s
-                self._close(f"no pong within {waited:g} s", now_s, out, cut=True)
+                out.append(Replace(self.connection, self._pinged_for, f"no pong within {waited:g} s"))
             return
-        if now_s >= self._ping_s or now_s >= self._stale_s:
-            self._ping_s = now_s + self._settings.ping_interval_s
-            self._pong_by_s = now_s + self._settings.pong_timeout_s
-            out.append(Ping(self.connection))
+        if now_s >= self._stale_s:
+            self.probes += 1
+            self._stale_s = now_s + self._settings.stale_after_s
+            self._ping(STALE, now_s, out)
+            self._ask(out)
+        elif now_s >= self._ping_s:
+            self._ping(HEARTBEAT, now_s, out)
 
-    def _close(self, reason: str, now_s: float, out: list[Instruction], *, cut: bool = False) -> None:
+    def _check_age(self, now_s: float, out: list[Instruction]) -> None:
+        if self._replace_s is not None and now_s >= self._replace_s:
+            self._replace_s = None
+            assert self.opened_s is not None
+            out.append(Replace(self.connection, self._age_limit_s()[1], f"{now_s - self.opened_s:.0f} s old"))
+
+    def _age_limit_s(self) -> tuple[float, str]:
+        """Return how old it may get, before jitter, and the reason that this is."""
+        every_s, lifetime_s = self._settings.rotate_every_s, self._habits.lifetime_s
+        limit, reason = every_s, SCHEDULE
+        if lifetime_s is not None and lifetime_s * LIFETIME_PART < every_s:
+            limit, reason = lifetime_s * LIFETIME_PART, LIFETIME
+        return limit / self._settings.time_compression, reason
+
+    def _ping(self, why: str, now_s: float, out: list[Instruction]) -> None:
+        heartbeat = self._habits.heartbeat
+        interval_s = self._settings.ping_interval_s / self._settings.time_compression
+        self._ping_s = now_s + min(interval_s, heartbeat.client_interval_s or interval_s)
+        self._pong_by_s = now_s + self._settings.pong_timeout_s
+        self._pinged_for = why
+        if heartbeat.client_message is None:
+            out.append(Ping(self.connection))
+        else:
+            out.append(Say(self.connection, heartbeat.client_message))
+
+    def _ask(self, out: list[Instruction]) -> None:
+        if self._habits.question is not None:
+            out.append(Say(self.connection, self._habits.question))
+
+    def _delay_s(self, failures: int) -> float:
+        ceiling = self._settings.backoff_initial_s * 2.0 ** min(failures, 32)
+        return self._uniform(0.0, min(self._settings.backoff_max_s, ceiling))
+
+    def _close(self, reason: str, now_s: float, out: list[Instruction]) -> None:
         if self.state != "open":
             return
         self.state = "closing"
         self.last_reason = reason
         self._close_by_s = now_s + CLOSE_TIMEOUT_S
-        out.append(Close(self.connection, reason, cut))
+        out.append(Close(self.connection, reason, cut=self.suspect))
 
     def _publish(self, out: list[Instruction]) -> None:
         gathered = self._gather.take()

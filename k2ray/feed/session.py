@@ -1,10 +1,10 @@
-"""2. A feed: runs the connection's machine with a transport, decodes what it publishes, hands it to the producer.
+"""2. A feed: runs the machine of its connections with a transport and hands what it publishes to the publisher.
 
-The shell around `connection.py`: sinks put events into an inbox, `run` takes them out, carries out the instructions,
+The shell around `rotation.py`: sinks put events into an inbox, `run` takes them out, carries out the instructions,
 and sleeps until the machine's next due time. One turn handles at most a read or two of the socket, so the loop stays
 responsive. An actor gives it a process (`actors/feed.py`); tests run it in theirs.
 
-Next in the flow: 3, `connection.py`; frames go to 4, `exchanges/binance.py`; bytes to 7, `log/producer.py`.
+Next in the flow: 3, `connection.py`; frames go through `publish.py` to 4, `exchanges/binance.py`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from k2ray import metrics, model
+from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
-from k2ray.errors import ExchangeUnavailable
+from k2ray.errors import ExchangeUnavailable, SettingsError
 from k2ray.exchanges import adapter as adapter_named
-from k2ray.exchanges.base import SHUTDOWN, FrameDecoder, Instrument, Subscription
-from k2ray.feed import connection as machine
+from k2ray.exchanges.base import SHUTDOWN, Instrument, Subscription
+from k2ray.feed import events
+from k2ray.feed.connection import Habits
 from k2ray.feed.gather import Gathered
+from k2ray.feed.handover import Handover
 from k2ray.feed.instruments import fetch_instruments
-from k2ray.feed.split import split_by_partition
+from k2ray.feed.outbox import Outbox
+from k2ray.feed.publish import Producer, Publisher
+from k2ray.feed.rotation import OVERLAP_S, Rotation
+from k2ray.feed.status import FeedMetrics, FeedStatus, describe
 from k2ray.feed.transport import Connect, Endpoint, Transport, tls_context, transport_named
 from k2ray.log.partition import partition_of
-from k2ray.log.topics import topic_name
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
-from k2ray.wire.codec import Headers, encode_rows
+from k2ray.wire.encoder import ARROW, RowEncoder
 
 POLL_S = 0.05
 """Longest sleep: delivery reports and the spool's replay want to be looked at some times a second."""
@@ -38,58 +41,22 @@ POLL_S = 0.05
 INSTRUMENTS_WAIT_S = 2.0
 """How long the first connection waits for the exchange's own word on its symbols."""
 
+SHOW_EVERY_S = 0.25
+"""How often the gauges are set."""
+
 _CLOSE_NORMAL = 1000
+_PING = b"k2ray"
 
 _log = get_logger(__name__)
 
 
-class Producer(Protocol):
-    """What a feed needs of `log.producer.LogProducer`."""
+@dataclass
+class _Line:
+    """One connection's I/O, from its `Open` to its `Failed` or `Closed`."""
 
-    def publish(self, topic: str, partition: int, value: bytes, headers: Headers, rows: int) -> None:
-        """Take a record; broker trouble is the producer's."""
-
-    def dead_letter(self, exchange: str, raw: bytes, reason: str, *, source: str, at_us: int) -> None:
-        """Take a frame that cannot be read."""
-
-    def poll(self, timeout_s: float = 0.0) -> None:
-        """Serve delivery reports and the spool's replay."""
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is delivered; whether it was."""
-
-
-@dataclass(frozen=True)
-class FeedStatus:
-    """What a feed says about itself; counts are since its start.
-
-    Attributes:
-        state: Of `connection.Connection`, or `idle` for a feed that owns no symbol.
-        frames, bytes: Received.
-        rows: Handed to the producer.
-        ignored, dead_letters: Frames that became no row.
-        gathered: Frames held at the moment.
-        connected_s: How long the connection has been up, None if it is not.
-        last_data_age_s: Since the last frame, None if there was none.
-        loop_age_s: Since the last turn of `run`: an answer proves the process, this proves the reader.
-        reconnects: Connections that were up and ended.
-        last_reason: Why the last connection or attempt ended.
-        symbols: How many this feed owns.
-    """
-
-    state: str
-    frames: int
-    bytes: int
-    rows: int
-    ignored: int
-    dead_letters: int
-    gathered: int
-    connected_s: float | None
-    last_data_age_s: float | None
-    loop_age_s: float
-    reconnects: int
-    last_reason: str
-    symbols: int
+    outbox: Outbox
+    transport: Transport | None = None
+    opening: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
 class _Sink:
@@ -100,13 +67,17 @@ class _Sink:
         self._connection = connection
 
     def on_frames(self, frames: list[bytes]) -> None:
-        self._session.post(machine.Frames(self._connection, frames, self._session.clock.now_us()))
+        self._session.post(events.Frames(self._connection, frames, self._session.clock.now_us()))
 
     def on_pong(self, payload: bytes) -> None:
-        self._session.post(machine.Pong(self._connection))
+        self._session.post(events.Pong(self._connection))
 
     def on_closed(self, reason: str) -> None:
-        self._session.post(machine.Closed(self._connection, reason))
+        self._session.post(events.Closed(self._connection, reason))
+
+
+async def _no_limit() -> None:
+    """Let everybody connect at once."""
 
 
 class FeedSession:
@@ -118,9 +89,16 @@ class FeedSession:
         index: From 0 to `connections` - 1.
         producer: Where records go; used from the event loop's thread only.
         clock: Time.
+        copy: 2 for the second of two feeds with the same symbols.
         connect: A transport's `connect`; None takes the one that the settings name.
         ask: Asks the exchange about the feed's symbols, as `instruments.fetch_instruments` does by REST.
-        uniform: Source of the reconnect delays' jitter.
+        uniform: Source of the jitter of reconnects and rotations.
+        permit: Returns when the exchange's limit on connects allows one more.
+        encoder: How rows look in Kafka.
+        overlap_s: Shortest time that both connections of a rotation deliver.
+
+    Raises:
+        SettingsError: More streams than one connection carries.
     """
 
     def __init__(
@@ -131,59 +109,54 @@ class FeedSession:
         producer: Producer,
         clock: Clock | None = None,
         *,
+        copy: int = 1,
         connect: Connect | None = None,
         ask: Callable[[], Awaitable[dict[str, Instrument]]] | None = None,
         uniform: Callable[[float, float], float] | None = None,
+        permit: Callable[[], Awaitable[None]] | None = None,
+        encoder: RowEncoder = ARROW,
+        overlap_s: float = OVERLAP_S,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self._exchange_settings = settings.exchanges.enabled()[exchange]
         self._settings = settings
         self._exchange = exchange
-        self._index = index
+        self._feed = str(index) if copy == 1 else f"{index}:{copy}"
         self._producer = producer
         self._adapter = adapter_named(exchange)
-        self._partitions = settings.kafka.partitions
-        symbols = self._own_symbols()
-        partitions = tuple(partition_of(exchange, symbol, self._partitions) for symbol in symbols)
-        self._subscription = Subscription(self._exchange_settings.channels, symbols, partitions)
-        self._topics = {
-            channel: topic_name(settings.kafka.topic_prefix, self._adapter.asset_class, channel, exchange)
-            for channel in self._subscription.channels
-        }
+        self._subscription = self._own_subscription(index)
+        self._publisher = Publisher(settings, self._adapter, self._feed, self._subscription, producer, encoder)
         self._connect = connect or transport_named(settings.feed.transport)
-        self._tls = tls_context(settings.tls.ca_file)
-        self._machine = machine.Connection(settings.feed, uniform or random.SystemRandom().uniform)
-        self._decoder: FrameDecoder = self._adapter.decoder(self._subscription)
-        self._instruments: dict[str, Instrument] = {}
+        self._tls = tls_context(settings.tls.ca_file, settings.tls.crl_file)
+        habits = Habits(self._adapter.heartbeat, self._adapter.lifetime_s, self._adapter.question)
+        chance = uniform or random.SystemRandom().uniform
+        self._machine = Rotation(settings.feed, chance, habits, overlap_s=overlap_s)
         self._ask = ask or self._ask_by_rest
-        self._inbox: deque[machine.Event] = deque()
+        self._permit = permit or _no_limit
+        self._instruments: dict[str, Instrument] = {}
+        self._inbox: deque[events.Event] = deque()
         self._wake = asyncio.Event()
-        self._transport: Transport | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._lines: dict[int, _Line] = {}
         self._broken: BaseException | None = None
         self._done = asyncio.Event()
         self._turn_s = self.clock.monotonic_s()
-        self._frames = self._bytes = self._rows = self._ignored = self._dead = 0
-        labels = (exchange, str(index))
-        self._frames_metric = metrics.FEED_FRAMES.labels(*labels)
-        self._rows_metric = {
-            channel: metrics.FEED_ROWS.labels(*labels, channel, self._adapter.asset_class)
-            for channel in self._subscription.channels
-        }
-        self._bytes_metric = metrics.FEED_BYTES.labels(*labels)
-        self._age_metric = metrics.FEED_DATA_AGE.labels(*labels)
-        self._ignored_metric = metrics.FEED_IGNORED.labels(*labels)
+        self._shown_s = float("-inf")
+        self._metrics = FeedMetrics(exchange, self._feed)
         self._outcome_metric = {
-            outcome: metrics.FEED_CONNECTS.labels(*labels, outcome) for outcome in ("opened", "failed")
+            outcome: metrics.FEED_CONNECTS.labels(exchange, self._feed, outcome) for outcome in ("opened", "failed")
         }
 
-    def _own_symbols(self) -> tuple[str, ...]:
-        connections = self._exchange_settings.connections
-        return tuple(
-            symbol
-            for symbol in self._exchange_settings.symbols
-            if partition_of(self._exchange, symbol, self._partitions) % connections == self._index
-        )
+    def _own_subscription(self, index: int) -> Subscription:
+        chosen, partitions = self._exchange_settings, self._settings.kafka.partitions
+        partition = {symbol: partition_of(self._exchange, symbol, partitions) for symbol in chosen.symbols}
+        symbols = tuple(symbol for symbol in chosen.symbols if partition[symbol] % chosen.connections == index)
+        streams = len(symbols) * len(chosen.channels)
+        if streams > self._adapter.max_streams:
+            raise SettingsError(
+                f"exchanges.{self._exchange}.connections: feed {index} would carry {streams} streams, "
+                f"the exchange allows {self._adapter.max_streams} on a connection; raise it"
+            )
+        return Subscription(chosen.channels, symbols, tuple(partition[symbol] for symbol in symbols))
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -196,14 +169,16 @@ class FeedSession:
         try:
             if self.symbols:
                 await asyncio.wait({asking}, timeout=INSTRUMENTS_WAIT_S)
-                self.post(machine.Started())
+                self.post(events.Started())
             await self._turn_until_drained()
         finally:
             asking.cancel()
-            if self._opening is not None:
-                self._opening.cancel()
-            if self._transport is not None:
-                self._transport.cut()
+            for line in self._lines.values():
+                if line.opening is not None:
+                    line.opening.cancel()
+                if line.transport is not None:
+                    line.transport.cut()
+            self._metrics.show(self.status())
             self._done.set()
 
     async def drain(self, timeout_s: float | None = None) -> bool:
@@ -212,40 +187,36 @@ class FeedSession:
         Args:
             timeout_s: For the flush; None takes the settings' drain timeout less what closing may take.
         """
-        self.post(machine.DrainRequested())
+        self.post(events.DrainRequested())
         await self._done.wait()
         limit = self._settings.supervision.drain_timeout_s / 2 if timeout_s is None else timeout_s
         return await asyncio.to_thread(self._producer.flush, limit)
 
+    def rotate(self) -> str:
+        """Replace the connection now, make before break; returns what becomes of the wish, for people."""
+        if not self.symbols:
+            return "nothing to rotate: this feed owns no symbol"
+        if self._machine.rising is not None:
+            return "a rotation is under way already"
+        if self._machine.serving.state != "open":
+            return "no connection is up; a new one is being tried anyway"
+        self.post(events.RotationRequested(events.OPERATOR))
+        return "rotating"
+
     def status(self) -> FeedStatus:
         """Return counts and ages; safe to call from another thread."""
-        now_s = self.clock.monotonic_s()
-        opened_s, data_s = self._machine.opened_s, self._machine.last_data_s
-        return FeedStatus(
-            state=self._machine.state if self.symbols else "idle",
-            frames=self._frames,
-            bytes=self._bytes,
-            rows=self._rows,
-            ignored=self._ignored,
-            dead_letters=self._dead,
-            gathered=self._machine.gathered,
-            connected_s=None if opened_s is None else now_s - opened_s,
-            last_data_age_s=None if data_s is None else now_s - data_s,
-            loop_age_s=now_s - self._turn_s,
-            reconnects=self._machine.reconnects,
-            last_reason=self._machine.last_reason,
-            symbols=len(self.symbols),
-        )
+        return describe(self._machine, self._publisher, len(self.symbols), self.clock.monotonic_s(), self._turn_s)
 
-    def post(self, event: machine.Event) -> None:
+    def post(self, event: events.Event) -> None:
         """Put an event into the inbox; from the event loop's thread."""
         self._inbox.append(event)
         self._wake.set()
 
     async def _turn_until_drained(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._machine.state != "drained":
-            due_s = self._machine.due_s
+        while not self._machine.drained:
+            due = [self._machine.due_s, *(line.outbox.due_s for line in self._lines.values())]
+            due_s = min((time for time in due if time is not None), default=None)
             delay_s = POLL_S if due_s is None else min(POLL_S, due_s - self.clock.monotonic_s())
             timer = loop.call_later(max(delay_s, 0.0), self._wake.set)
             await self._wake.wait()
@@ -255,33 +226,66 @@ class FeedSession:
             if self._broken is not None:
                 raise self._broken
             if not self._inbox:
-                self._handle(machine.Tick())
+                self._handle(events.Tick())
             while self._inbox:
                 self._handle(self._inbox.popleft())
+            for line in self._lines.values():
+                self._send(line)
             self._producer.poll(0.0)
-            if self._machine.last_data_s is not None:
-                self._age_metric.set(self._turn_s - self._machine.last_data_s)
+            if self._turn_s - self._shown_s >= SHOW_EVERY_S:
+                self._shown_s = self._turn_s
+                self._metrics.show(self.status())
 
-    def _handle(self, event: machine.Event) -> None:
-        if isinstance(event, machine.DrainRequested) and self._opening is not None:
-            self._opening.cancel()
+    def _handle(self, event: events.Event) -> None:
+        if isinstance(event, events.DrainRequested):
+            for line in self._lines.values():
+                if line.opening is not None:
+                    line.opening.cancel()
         for instruction in self._machine.handle(event, self.clock.monotonic_s()):
-            match instruction:
-                case machine.Publish(connection, gathered):
-                    self._publish(connection, gathered)
-                case machine.Open(connection):
-                    self._decoder = self._adapter.decoder(self._subscription)
-                    self._decoder.learn(self._instruments)
-                    self._opening = asyncio.create_task(self._open(connection))
-                    self._opening.add_done_callback(self._opened)
-                case machine.Ping(connection) if self._transport is not None:
-                    self._transport.ping(str(connection).encode())
-                case machine.Close(_, reason, cut) if self._transport is not None:
-                    if cut:
-                        self._transport.cut()
-                    else:
-                        self._transport.close(_CLOSE_NORMAL, "")
-                    _log.info("feed_closing", reason=reason, cut=cut, feed=self._index)
+            self._carry_out(instruction)
+        if isinstance(event, events.Failed | events.Closed):
+            self._lines.pop(event.connection, None)
+            self._publisher.end(event.connection)
+        self._follow_rotation()
+
+    def _carry_out(self, instruction: events.Instruction) -> None:
+        match instruction:
+            case events.Publish(connection, gathered):
+                self._publish(connection, gathered)
+            case events.Open(connection):
+                self._publisher.begin(connection)
+                line = self._lines[connection] = _Line(Outbox(self._exchange_settings.limits.messages_per_s))
+                line.opening = asyncio.create_task(self._open(connection, line))
+                line.opening.add_done_callback(self._opened)
+            case events.Ping(connection):
+                self._lines[connection].outbox.ping()
+            case events.Say(connection, text):
+                self._lines[connection].outbox.say(text)
+            case events.Close(connection, reason, cut):
+                transport = self._lines[connection].transport
+                assert transport is not None
+                if cut:
+                    transport.cut()
+                else:
+                    transport.close(_CLOSE_NORMAL, "")
+                _log.info("feed_closing", connection=connection, reason=reason, cut=cut, feed=self._feed)
+
+    def _send(self, line: _Line) -> None:
+        if line.transport is not None:
+            for message in line.outbox.take(self.clock.monotonic_s()):
+                if message is None:
+                    line.transport.ping(_PING)
+                else:
+                    line.transport.send_text(message)
+
+    def _follow_rotation(self) -> None:
+        """Let the publisher compare the two connections of a rotation while there are two."""
+        rising, handover = self._machine.rising, self._publisher.handover
+        if rising is None:
+            self._publisher.handover = None
+        elif rising.connection and (handover is None or handover.new != rising.connection):
+            self._publisher.handover = Handover(self._machine.serving.connection, rising.connection)
+            _log.info("feed_rotating", old=self._machine.serving.connection, new=rising.connection, feed=self._feed)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         """Let a programming error in `_open` end `run`, instead of leaving a feed that connects for ever."""
@@ -289,7 +293,7 @@ class FeedSession:
             self._broken = opening.exception()
             self._wake.set()
 
-    async def _open(self, connection: int) -> None:
+    async def _open(self, connection: int, line: _Line) -> None:
         endpoint = Endpoint(
             self._adapter.stream_url(self._exchange_settings, self._subscription),
             self._tls,
@@ -297,46 +301,34 @@ class FeedSession:
             self._settings.feed.max_frame_bytes,
         )
         try:
+            await self._permit()
             transport = await self._connect(endpoint, _Sink(self, connection))
         except ExchangeUnavailable as error:
             self._outcome_metric["failed"].inc()
-            _log.warning("feed_connect_failed", reason=str(error), feed=self._index)
-            self.post(machine.Failed(connection, str(error)))
+            _log.warning("feed_connect_failed", reason=str(error), feed=self._feed)
+            self.post(events.Failed(connection, str(error)))
         except asyncio.CancelledError:
-            self.post(machine.Failed(connection, "given up"))
+            self.post(events.Failed(connection, "given up"))
             raise
         else:
-            self._transport = transport
+            line.transport = transport
             for message in self._adapter.subscribe_messages(self._subscription):
-                transport.send_text(message)
+                line.outbox.say(message)
             self._outcome_metric["opened"].inc()
-            _log.info("feed_opened", connection=connection, feed=self._index, symbols=len(self.symbols))
-            self.post(machine.Opened(connection))
+            _log.info("feed_opened", connection=connection, feed=self._feed, symbols=len(self.symbols))
+            self.post(events.Opened(connection))
         finally:
-            self._opening = None
+            line.opening = None
 
     def _publish(self, connection: int, gathered: Gathered) -> None:
-        decoded = self._decoder.decode(gathered.frames, gathered.received_us)
-        for channel, batch in decoded.batches.items():
-            table = model.CHANNELS[channel].table
-            for partition, rows in split_by_partition(batch, self._exchange, self._partitions):
-                value, headers = encode_rows(table, rows)
-                self._producer.publish(self._topics[channel], partition, value, headers, rows.num_rows)
-            self._rows += batch.num_rows
-            self._rows_metric[channel].inc(batch.num_rows)
-        for dead in decoded.dead:
-            source = f"feed:{self._exchange}:{self._index}/{connection}"
-            self._producer.dead_letter(self._exchange, dead.raw, dead.reason, source=source, at_us=dead.received_us)
-        size = sum(map(len, gathered.frames))
-        self._frames += len(gathered.frames)
-        self._bytes += size
-        self._bytes_metric.inc(size)
-        self._dead += len(decoded.dead)
-        self._ignored += decoded.ignored
-        self._frames_metric.inc(len(gathered.frames))
-        self._ignored_metric.inc(decoded.ignored)
+        decoded = self._publisher.publish(connection, gathered)
+        if decoded.subscribed is not None:
+            self.post(events.Subscribed(connection, decoded.subscribed))
         if SHUTDOWN in decoded.events:
-            self.post(machine.ShutdownAnnounced(connection))
+            self.post(events.ShutdownAnnounced(connection))
+        handover = self._publisher.handover
+        if handover is not None:
+            self.post(events.CaughtUp(handover.new, handover.caught_up))
 
     async def _ask_by_rest(self) -> dict[str, Instrument]:
         return await fetch_instruments(self._adapter, self._exchange_settings.rest_url, self._tls, self.symbols)
@@ -347,9 +339,9 @@ class FeedSession:
         while self.symbols and not self._instruments:
             try:
                 self._instruments = await self._ask()
-                self._decoder.learn(self._instruments)
+                self._publisher.learn(self._instruments)
                 return
             except ExchangeUnavailable as error:
-                _log.warning("instruments_unavailable", reason=str(error), feed=self._index)
+                _log.warning("instruments_unavailable", reason=str(error), feed=self._feed)
             await asyncio.sleep(delay_s)
             delay_s = min(self._settings.feed.backoff_max_s, delay_s * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from k2ray.errors import ExchangeUnavailable, SettingsError
 from k2ray.feed.transport import Connect, tls_context
-from k2ray.sim.certificates import CertificateFiles
+from k2ray.sim.certificates import CertificateFiles, ensure_certificates
 from tests.support import transports
 from tests.support.tls_peer import Peer, serve
 from tests.support.transports import MakeEndpoint, Recorder
@@ -20,16 +21,53 @@ pytestmark = pytest.mark.integration
 connect, certificates, endpoint = transports.connect, transports.certificates, transports.endpoint
 
 
-@pytest.mark.parametrize(("which", "reason"), [("untrusted", "issuer"), ("other_host", "mismatch|not valid for")])
-async def test_a_wrong_certificate_is_refused_and_named(
+@pytest.mark.parametrize(
+    ("which", "reason"),
+    [
+        ("expired", "it has expired"),
+        ("self_signed", "it is self-signed"),
+        ("other_host", "it is for another host"),
+        ("untrusted", "a CA signed it that is not trusted"),
+        ("revoked", "it, or the CA that signed it, was revoked"),
+        ("revoked_ca", "it, or the CA that signed it, was revoked"),
+    ],
+)
+async def test_a_wrong_certificate_is_refused_with_the_reason(
     connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, which: str, reason: str
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
 
     async with serve(getattr(certificates, which), script) as served:
-        with pytest.raises(ExchangeUnavailable, match=f"certificate is not trusted.*({reason})"):
-            await connect(endpoint(served.port), Recorder())
+        with pytest.raises(ExchangeUnavailable, match=f"the certificate is refused: {reason}"):
+            await connect(endpoint(served.port, crl=certificates.crl), Recorder())
+        assert all(peer.head == b"" for peer in served.peers), "nothing was said to a peer that may be anybody"
+
+
+async def test_a_good_certificate_passes_the_revocation_lists(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.read_until_end()
+
+    async with serve(certificates.server, script) as served:
+        sink = Recorder()
+        await transports.finish(await connect(endpoint(served.port, crl=certificates.crl), sink), sink)
+
+
+async def test_a_ca_without_a_revocation_list_is_refused_and_the_setting_named(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, tmp_path: Path
+) -> None:
+    """Lists of another CA say nothing about this one: not checked is not good."""
+    other = ensure_certificates(tmp_path / "another CA")
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+
+    async with serve(certificates.server, script) as served:
+        with pytest.raises(ExchangeUnavailable, match=r"tls\.crl_file holds no revocation list of the CA"):
+            await connect(endpoint(served.port, crl=other.crl), Recorder())
 
 
 async def test_the_systems_cas_do_not_trust_a_private_one(
@@ -39,7 +77,7 @@ async def test_the_systems_cas_do_not_trust_a_private_one(
         await peer.accept()
 
     async with serve(certificates.server, script) as served:
-        with pytest.raises(ExchangeUnavailable, match="certificate is not trusted"):
+        with pytest.raises(ExchangeUnavailable, match="the certificate is refused"):
             await connect(endpoint(served.port, ca=None), Recorder())
 
 
@@ -123,3 +161,18 @@ def test_a_ca_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
         tls_context(wrong)
     with pytest.raises(SettingsError, match=r"tls\.ca_file"):
         tls_context(tmp_path / "missing.pem")
+
+
+def test_a_crl_file_that_is_none_stops_the_start(certificates: CertificateFiles, tmp_path: Path) -> None:
+    wrong = tmp_path / "crl.pem"
+    wrong.write_text("no list")
+    for file in (wrong, tmp_path / "missing.pem", certificates.ca):
+        with pytest.raises(SettingsError, match=r"tls\.crl_file"):
+            tls_context(certificates.ca, file)
+
+
+def test_nothing_below_tls_1_2_and_nothing_unverified(certificates: CertificateFiles) -> None:
+    context = tls_context(certificates.ca)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname

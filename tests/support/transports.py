@@ -62,8 +62,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
 
 @pytest.fixture
 def endpoint(certificates: CertificateFiles) -> Callable[..., Endpoint]:
-    def make(port: int, *, timeout_s: float = 10.0, ca: Path | None = certificates.ca) -> Endpoint:
-        return Endpoint(f"wss://127.0.0.1:{port}/stream?streams=a@trade/b@trade", tls_context(ca), timeout_s, MAX_BYTES)
+    def make(
+        port: int, *, timeout_s: float = 10.0, ca: Path | None = certificates.ca, crl: Path | None = None
+    ) -> Endpoint:
+        url = f"wss://127.0.0.1:{port}/stream?streams=a@trade/b@trade"
+        return Endpoint(url, tls_context(ca, crl), timeout_s, MAX_BYTES)
 
     return make
 

@@ -69,27 +69,54 @@ Connect = Callable[[Endpoint, Sink], Awaitable[Transport]]
 """Open a WebSocket. Raises ExchangeUnavailable with the reason; nothing stays open then. Cancelling it is safe."""
 
 
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+_REFUSALS = {
+    3: "tls.crl_file holds no revocation list of the CA that signed it",
+    9: "it is not valid yet",
+    10: "it has expired",
+    12: "the revocation list of its CA has expired, renew tls.crl_file",
+    18: "it is self-signed",
+    19: "a CA signed it that is not trusted (tls.ca_file)",
+    20: "a CA signed it that is not trusted (tls.ca_file)",
+    21: "a CA signed it that is not trusted (tls.ca_file)",
+    23: "it, or the CA that signed it, was revoked",
+    62: "it is for another host",
+    64: "it is for another host",
+}
+"""OpenSSL's verification results (X509_V_ERR_*) in our words."""
+
+
+def tls_context(ca_file: Path | None, crl_file: Path | None = None) -> ssl.SSLContext:
     """Return the context for every connection: TLS 1.2 or newer, certificate and hostname checked, always.
 
     Args:
         ca_file: PEM file of CAs to trust instead of the system's.
+        crl_file: PEM file of revocation lists; with it the whole chain is checked, so each CA in it must have one.
 
     Raises:
-        SettingsError: The file cannot be read as CAs; the start stops.
+        SettingsError: A file cannot be read as what it should be; the start stops.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"tls.ca_file: cannot read {ca_file} as PEM certificates: {error}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if crl_file is not None:
+        known = context.cert_store_stats()["crl"]
+        try:
+            context.load_verify_locations(cafile=str(crl_file))
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"tls.crl_file: cannot read {crl_file} as PEM revocation lists: {error}") from None
+        if context.cert_store_stats()["crl"] == known:
+            raise SettingsError(f"tls.crl_file: {crl_file} holds no revocation list")
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
     return context
 
 
 def explain(error: BaseException) -> str:
     """Return why a connection failed, in words that name the remedy where there is one."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not trusted: {error.verify_message}"
+        which = _REFUSALS.get(error.verify_code, error.verify_message)
+        return f"the certificate is refused: {which}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     if isinstance(error, TimeoutError):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2ray.feed import connection as machine
-from k2ray.feed.connection import Connection
+from k2ray.exchanges.base import Heartbeat
+from k2ray.feed import events as machine
+from k2ray.feed.connection import CLOSE_TIMEOUT_S, STABLE_AFTER_S, Connection, Habits
 from k2ray.feed.gather import FLUSH_FRAMES, LOADED_FRAMES
 from k2ray.settings import Feed
 
@@ -21,10 +22,12 @@ def largest(low: float, high: float) -> float:
     return high
 
 
-def opened(now_s: float = 0.0, feed: Feed = FEED) -> Connection:
-    subject = Connection(feed, largest)
+def opened(now_s: float = 0.0, feed: Feed = FEED, habits: Habits | None = None) -> Connection:
+    """Return one that is open since `now_s` and has answered its first ping."""
+    subject = Connection(feed, largest, habits)
     assert subject.handle(machine.Started(), now_s) == [machine.Open(1)]
-    assert subject.handle(machine.Opened(1), now_s) == []
+    assert subject.handle(machine.Opened(1), now_s)[0] == machine.Ping(1)
+    assert subject.handle(machine.Pong(1), now_s) == []
     return subject
 
 
@@ -61,7 +64,7 @@ class World:
                 case machine.Close(connection):
                     assert self.up == connection
                     self.closing = True
-                case machine.Ping(connection):
+                case machine.Ping(connection) | machine.Replace(connection):
                     assert self.up == connection
                 case machine.Drained():
                     assert self.connecting is None
@@ -96,6 +99,8 @@ class World:
             self.tell(machine.Opened(old))
         elif action == "shutdown" and self.up is not None:
             self.tell(machine.ShutdownAnnounced(self.up))
+        elif action == "close" and self.up is not None:
+            self.tell(machine.CloseRequested(self.up, "for the test"))
         elif action == "drain":
             self.tell(machine.DrainRequested())
 
@@ -115,7 +120,7 @@ class World:
             self.tell(machine.Tick())
 
 
-ACTIONS = ("time", "frames", "connect", "refuse", "gone", "pong", "stale news", "shutdown")
+ACTIONS = ("time", "frames", "connect", "refuse", "gone", "pong", "stale news", "shutdown", "close")
 
 
 @settings(max_examples=300, deadline=None)
@@ -186,36 +191,182 @@ def test_no_random_number_means_no_shared_moment() -> None:
     assert len(dues) == 20
 
 
-def test_a_peer_that_stops_answering_pings_is_cut() -> None:
+PINGS = Feed(stale_after_s=1000, ping_interval_s=180, pong_timeout_s=10)
+
+
+def test_a_peer_that_stops_answering_pings_is_replaced() -> None:
     """Trap 7: the heartbeat task died at its first ping."""
-    subject = opened(feed=Feed(stale_after_s=1000, ping_interval_s=180, pong_timeout_s=10))
+    subject = opened(feed=PINGS)
     assert subject.due_s == 180
     assert subject.handle(machine.Tick(), 180) == [machine.Ping(1)]
     assert subject.handle(machine.Tick(), 189.9) == []
-    (close,) = subject.handle(machine.Tick(), 190)
-    assert isinstance(close, machine.Close)
-    assert close.cut
-    assert "pong" in close.reason
-    assert subject.handle(machine.Closed(1, "cut"), 190) == []
-    assert subject.handle(machine.Tick(), 191) == [machine.Open(2)]
+    assert not subject.suspect
+    assert subject.handle(machine.Tick(), 190) == [machine.Replace(1, "heartbeat", "no pong within 10 s")]
+    assert subject.suspect
+    assert subject.state == "open", "its socket may still deliver; the owner decides"
+    assert subject.handle(machine.CloseRequested(1, "no pong"), 191) == [machine.Close(1, "no pong", cut=True)]
+
+
+def test_pings_go_on_while_nobody_replaces_the_connection() -> None:
+    """A heartbeat that stops after the first trouble is none."""
+    subject = opened(feed=PINGS)
+    now_s, seen = 0.0, []
+    while now_s < 2_000:
+        due_s = subject.due_s
+        assert due_s is not None
+        now_s = due_s
+        seen += kinds(subject.handle(machine.Tick(), now_s))
+    assert seen.count(machine.Ping) >= 2_000 // 180
+    assert abs(seen.count(machine.Replace) - seen.count(machine.Ping)) <= 1
 
 
 def test_an_answered_ping_keeps_the_connection() -> None:
-    subject = opened(feed=Feed(stale_after_s=1000, ping_interval_s=180, pong_timeout_s=10))
+    subject = opened(feed=PINGS)
     for number in range(1, 5):
         assert subject.handle(machine.Tick(), 180 * number) == [machine.Ping(1)]
         assert subject.handle(machine.Pong(1), 180 * number + 9) == []
 
 
+def test_time_compression_divides_schedules_and_leaves_timeouts() -> None:
+    subject = opened(feed=PINGS.model_copy(update={"time_compression": 720.0, "rotate_jitter": 0.0}))
+    assert subject.handle(machine.Tick(), 0.25) == [machine.Ping(1)]
+    assert subject.handle(machine.Tick(), 10.2) == []
+    assert subject.handle(machine.Pong(1), 10.2) == [machine.Ping(1)]
+    subject.handle(machine.Pong(1), 19.9)
+    assert machine.Replace(1, "schedule", "20 s old") in subject.handle(machine.Tick(), 20.0)
+
+
 def test_a_silent_peer_is_probed_and_left_alone_when_it_answers() -> None:
     """Thin symbols are silent for long: silence alone must not reconnect."""
     subject = opened()
-    assert subject.handle(machine.Tick(), 29.9) == []
+    now_s = 0.0
+    for number in range(1, 100):
+        assert subject.handle(machine.Tick(), now_s + 29.9) == []
+        assert subject.handle(machine.Tick(), now_s + 30) == [machine.Ping(1)]
+        assert subject.probes == number
+        now_s += 30.1
+        assert subject.handle(machine.Pong(1), now_s) == []
+    assert not subject.suspect
+
+
+def test_a_silent_peer_that_does_not_answer_the_probe_is_replaced_as_stale() -> None:
+    subject = opened()
     assert subject.handle(machine.Tick(), 30) == [machine.Ping(1)]
-    assert subject.handle(machine.Pong(1), 30.1) == []
-    assert subject.handle(machine.Tick(), 60) == []
-    assert subject.handle(machine.Tick(), 60.1) == [machine.Ping(1)]
-    assert kinds(subject.handle(machine.Tick(), 70.1)) == [machine.Close]
+    assert subject.handle(machine.Tick(), 40) == [machine.Replace(1, "stale", "no pong within 10 s")]
+
+
+QUESTION = Habits(question=b"what is subscribed?")
+
+
+def test_a_probe_asks_what_is_subscribed_and_lost_streams_replace_the_connection() -> None:
+    """A peer that answers pings and sends nothing: it forgot what we want of it."""
+    subject = Connection(FEED, largest, QUESTION)
+    subject.handle(machine.Started(), 0)
+    ask = machine.Say(1, b"what is subscribed?")
+    assert subject.handle(machine.Opened(1), 0) == [machine.Ping(1), ask]
+    subject.handle(machine.Pong(1), 0.1)
+    assert subject.handle(machine.Subscribed(1, 8), 0.1) == []
+    assert subject.handle(machine.Tick(), 30.1) == [machine.Ping(1), ask]
+    subject.handle(machine.Pong(1), 30.2)
+    assert subject.handle(machine.Subscribed(1, 8), 30.2) == []
+    subject.handle(machine.Tick(), 60.2)
+    assert subject.handle(machine.Subscribed(1, 7), 60.3) == [machine.Replace(1, "stale", "7 of 8 streams are left")]
+
+
+def test_it_delivers_once_the_exchange_lists_what_is_subscribed() -> None:
+    """No trade of a thin symbol can be waited for."""
+    subject = opened(habits=QUESTION)
+    assert subject.delivering_s is None, "a pong alone says nothing of the streams"
+    subject.handle(machine.Frames(1, [b"x"], 1), 1.0)
+    assert subject.delivering_s is None, "nor does one symbol's frame say anything of another"
+    subject.handle(machine.Subscribed(1, 8), 2.0)
+    assert subject.delivering_s == 2.0
+
+
+def test_without_an_answer_it_delivers_once_the_peer_has_lived_for_the_pong_timeout() -> None:
+    subject = opened(habits=QUESTION)
+    assert subject.due_s == 10
+    subject.handle(machine.Tick(), 9.9)
+    assert subject.delivering_s is None
+    subject.handle(machine.Tick(), 10)
+    assert subject.delivering_s == 10
+
+
+def test_where_nothing_can_be_asked_the_first_sign_of_life_counts() -> None:
+    subject = Connection(FEED, largest)
+    subject.handle(machine.Started(), 0)
+    subject.handle(machine.Opened(1), 0)
+    assert subject.delivering_s is None
+    subject.handle(machine.Frames(1, [b"x"], 1), 0.5)
+    assert subject.delivering_s == 0.5
+
+
+def test_the_exchanges_own_heartbeat_is_sent_and_any_frame_answers_it() -> None:
+    habits = Habits(Heartbeat(client_message=b"ping", client_interval_s=20))
+    subject = Connection(FEED, largest, habits)
+    subject.handle(machine.Started(), 0)
+    assert subject.handle(machine.Opened(1), 0) == [machine.Say(1, b"ping")]
+    subject.handle(machine.Frames(1, [b"pong"], 1), 1)
+    assert machine.Say(1, b"ping") in subject.handle(machine.Tick(), 20), "as often as the exchange wants it"
+    subject.handle(machine.Frames(1, [b"pong"], 1), 21)
+    subject.handle(machine.Tick(), 40)
+    assert machine.Replace(1, "heartbeat", "no pong within 10 s") in subject.handle(machine.Tick(), 50)
+
+
+def test_an_exchanges_heartbeat_frames_are_life() -> None:
+    """Watchdog false alarms on thin symbols: nothing but a heartbeat for an hour."""
+    subject = opened(feed=PINGS.model_copy(update={"stale_after_s": 30.0}))
+    for second in range(0, 3600, 20):
+        out = subject.handle(machine.Frames(1, [b"heartbeat"], 1), float(second))
+        if machine.Ping(1) in out:
+            subject.handle(machine.Pong(1), float(second))
+    assert subject.probes == 0
+
+
+@pytest.mark.parametrize(
+    ("every_s", "lifetime_s", "due_s", "reason"),
+    [
+        (14_400, None, 14_400, "schedule"),
+        (14_400, 86_400, 14_400, "schedule"),
+        (86_400, 86_400, 77_760, "lifetime"),
+        (3_600, 3_000, 2_700, "lifetime"),
+    ],
+)
+def test_it_is_replaced_by_age_and_well_before_the_exchange_cuts_it(
+    every_s: float, lifetime_s: float | None, due_s: float, reason: str
+) -> None:
+    feed = Feed(stale_after_s=1e9, rotate_every_s=every_s, rotate_jitter=0)
+    subject = opened(feed=feed, habits=Habits(lifetime_s=lifetime_s))
+    now_s, seen = 0.0, []
+    while now_s < due_s - 180:
+        now_s += 180
+        seen += [item for item in subject.handle(machine.Tick(), now_s) if isinstance(item, machine.Replace)]
+        subject.handle(machine.Pong(1), now_s)
+    assert seen == []
+    assert [item.reason for item in subject.handle(machine.Tick(), due_s) if isinstance(item, machine.Replace)] == [
+        reason
+    ]
+
+
+def test_connections_of_the_same_age_are_not_replaced_together() -> None:
+    """Jitter: a hundred feeds that started in the same second."""
+    dues = []
+    for seed in range(100):
+        chance = random.Random(seed)
+        subject = Connection(Feed(stale_after_s=1e9, ping_interval_s=600), chance.uniform)
+        subject.handle(machine.Started(), 0)
+        subject.handle(machine.Opened(1), 0)
+        now_s = 0.0
+        while not any(isinstance(item, machine.Replace) for item in subject.handle(machine.Tick(), now_s)):
+            subject.handle(machine.Pong(1), now_s)
+            due_s = subject.due_s
+            assert due_s is not None
+            now_s = due_s
+        dues.append(now_s)
+    assert min(dues) >= 14_400 * 0.9
+    assert max(dues) <= 14_400
+    assert max(dues) - min(dues) > 14_400 * 0.08
+    assert max(sum(1 for due in dues if start <= due < start + 60) for start in dues) < 20
 
 
 def test_frames_put_off_the_probe() -> None:
@@ -235,28 +386,41 @@ def test_a_stable_connection_resets_the_backoff_and_a_short_one_does_not() -> No
     assert subject.due_s == 5.0
     subject.handle(machine.Tick(), 5.0)
     subject.handle(machine.Opened(3), 5.0)
-    subject.handle(machine.Closed(3, "after a good while"), 5.0 + machine.STABLE_AFTER_S)
-    assert subject.due_s == 5.0 + machine.STABLE_AFTER_S + 1.0
+    subject.handle(machine.Closed(3, "after a good while"), 5.0 + STABLE_AFTER_S)
+    assert subject.due_s == 5.0 + STABLE_AFTER_S + 1.0
+
+
+def test_an_announced_shutdown_is_told_to_the_owner_and_closes_nothing() -> None:
+    subject = opened()
+    (word,) = subject.handle(machine.ShutdownAnnounced(1), 1.0)
+    assert word == machine.Replace(1, "shutdown", "the exchange announced a shutdown")
+    assert subject.state == "open"
 
 
 def test_a_close_that_is_not_confirmed_is_cut() -> None:
     subject = opened()
-    assert subject.handle(machine.ShutdownAnnounced(1), 1.0) == [
-        machine.Close(1, "the exchange announced a shutdown", cut=False)
-    ]
-    (cut,) = subject.handle(machine.Tick(), 1.0 + machine.CLOSE_TIMEOUT_S)
+    assert subject.handle(machine.CloseRequested(1, "enough"), 1.0) == [machine.Close(1, "enough", cut=False)]
+    (cut,) = subject.handle(machine.Tick(), 1.0 + CLOSE_TIMEOUT_S)
     assert isinstance(cut, machine.Close)
     assert cut.cut
 
 
 def test_frames_that_arrive_while_closing_are_published() -> None:
     subject = opened()
-    subject.handle(machine.ShutdownAnnounced(1), 1.0)
+    subject.handle(machine.CloseRequested(1, "enough"), 1.0)
     subject.handle(machine.Frames(1, [b"late"], 5), 1.1)
     (publish,) = subject.handle(machine.Closed(1, "bye"), 1.2)
     assert isinstance(publish, machine.Publish)
     assert publish.connection == 1
     assert publish.gathered.frames == [b"late"]
+
+
+def test_a_final_connection_ends_with_its_socket_and_opens_none() -> None:
+    subject = opened()
+    subject.final = True
+    subject.handle(machine.Frames(1, [b"last"], 5), 1.0)
+    assert kinds(subject.handle(machine.Closed(1, "gone"), 1.1)) == [machine.Publish, machine.Drained]
+    assert subject.handle(machine.Tick(), 1e6) == []
 
 
 def test_a_drain_while_waiting_ends_at_once() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from k2ray.errors import ExchangeUnavailable
+from k2ray.clock import Clock
+from k2ray.errors import ExchangeUnavailable, SettingsError
 from k2ray.exchanges.base import Instrument
 from k2ray.feed.session import FeedSession
 from k2ray.feed.transport import Endpoint, Sink, Transport
 from k2ray.log.partition import partition_of
 from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers, decode
+from tests.support.clocks import FastClock
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "BTCFDUSD")
 
@@ -31,6 +33,8 @@ class FakeTransport:
 
     def send_text(self, text: bytes) -> None:
         self.exchange.sent.append(text)
+        if self.exchange.answers_questions and b"LIST_SUBSCRIPTIONS" in text:
+            self.sink.on_frames([b'{"result":["a@trade"],"id":1}'])
 
     def ping(self, payload: bytes) -> None:
         self.exchange.pings += 1
@@ -55,6 +59,7 @@ class FakeExchange:
     def __init__(self, refusals: int = 0) -> None:
         self.refusals = refusals
         self.answers_pings = True
+        self.answers_questions = False
         self.pings = 0
         self.sent: list[bytes] = []
         self.urls: list[str] = []
@@ -124,6 +129,9 @@ class World:
         index: int = 0,
         connections: int = 1,
         symbols: tuple[str, ...] = SYMBOLS,
+        clock: Clock | None = None,
+        permit: Callable[[], Awaitable[None]] | None = None,
+        overlap_s: float = 0.05,
         **feed: Any,
     ) -> None:
         self.exchange = exchange or FakeExchange()
@@ -136,7 +144,15 @@ class World:
             }
         )
         self.session = FeedSession(
-            self.settings, "binance", index, self.producer, connect=self.exchange.connect, ask=self.ask
+            self.settings,
+            "binance",
+            index,
+            self.producer,
+            clock,
+            connect=self.exchange.connect,
+            ask=self.ask,
+            permit=permit,
+            overlap_s=overlap_s,
         )
 
     async def ask(self) -> dict[str, Instrument]:
@@ -203,21 +219,106 @@ async def test_it_reconnects_for_ever_and_loses_no_frame_that_arrived() -> None:
 
 async def test_a_peer_that_stops_answering_is_replaced() -> None:
     """Trap 7: a heartbeat is tested against a peer that stops answering."""
-    async with World(stale_after_s=0.05, pong_timeout_s=0.05) as world:
+    async with World(clock=FastClock(100), stale_after_s=10, pong_timeout_s=5) as world:
         await world.up()
-        await until(lambda: world.exchange.pings >= 2, "it is probed while it answers")
+        await until(lambda: world.exchange.pings >= 3, "it is probed while it answers")
         assert len(world.exchange.connections) == 1
         world.exchange.answers_pings = False
         await until(lambda: len(world.exchange.connections) >= 2, "a new connection")
         assert "pong" in world.session.status().last_reason
+        assert not world.exchange.connections[0].closed, "kept until the new one delivers"
+        world.exchange.answers_pings = True
+        await until(lambda: world.exchange.connections[0].closed, "the old one goes")
+        status = world.session.status()
+        assert (status.rotations["stale"], status.reconnects) == (1, 0)
+        assert status.stale_probes >= 2
 
 
-async def test_an_announced_shutdown_reconnects_at_once() -> None:
-    async with World() as world:
+async def test_an_announced_shutdown_rotates_without_losing_or_closing_early() -> None:
+    """Trap 6: the old connection was closed before the new one was up."""
+    async with World(clock=FastClock(20), overlap_s=2) as world:
+        world.exchange.answers_questions = True
         await world.up()
-        world.exchange.now.sink.on_frames([b'{"e":"serverShutdown","E":1}', trade(1)])
-        await world.up(2)
-        assert world.producer.ids == ["1"]
+        old = world.exchange.now
+        old.sink.on_frames([b'{"e":"serverShutdown","E":1}', trade(1)])
+        await until(lambda: len(world.exchange.connections) == 2, "the new connection")
+        new = world.exchange.now
+        old.sink.on_frames([trade(2)])
+        new.sink.on_frames([trade(4)])
+        await until(lambda: "4" in world.producer.ids, "rows of the new connection")
+        for _ in range(20):
+            assert not old.closed, "it has not delivered what came before the new one's first row"
+            await asyncio.sleep(0.001)
+        old.sink.on_frames([trade(3), trade(4)])
+        await until(lambda: old.closed, "the old one is closed")
+        new.sink.on_frames([trade(5)])
+        await until(lambda: "5" in world.producer.ids, "the last row")
+        assert set(world.producer.ids) == {"1", "2", "3", "4", "5"}
+        assert not new.closed
+        status = world.session.status()
+        assert (status.rotations["shutdown"], status.reconnects, status.rotating) == (1, 0, False)
+
+
+async def test_quotes_cover_their_ids_per_connection() -> None:
+    """A quote covers the ids since the quote before it on the same connection; the first one itself alone."""
+
+    def quote(number: int) -> bytes:
+        data = {"u": number, "s": "BTCUSDT", "b": "1", "B": "1", "a": "2", "A": "1"}
+        return json.dumps({"stream": "btcusdt@bookTicker", "data": data}, separators=(",", ":")).encode()
+
+    async with World(clock=FastClock(20)) as world:
+        await world.up()
+        first = world.exchange.now
+        first.sink.on_frames([quote(10), quote(20)])
+        await until(lambda: len(world.producer.records) >= 1, "quotes of the first connection")
+        world.session.rotate()
+        await until(lambda: len(world.exchange.connections) == 2, "the new connection")
+        world.exchange.now.sink.on_frames([quote(30), quote(40)])
+        first.sink.on_frames([quote(30), quote(40)])
+        await until(lambda: sum(len(rows) for _, _, rows in world.producer.records) == 6, "all quotes")
+        rows = [row for _, _, rows in world.producer.records for row in rows]
+        covered = sorted((row["sequence_from"], row["source_sequence"]) for row in rows)
+        assert covered == [(9, 10), (10, 20), (20, 30), (29, 30), (30, 40), (30, 40)]
+
+
+async def test_a_rotation_on_request_says_what_becomes_of_it() -> None:
+    exchange = FakeExchange(refusals=3)
+    async with World(exchange, clock=FastClock(20), backoff_initial_s=5) as world:
+        assert "no connection is up" in world.session.rotate()
+        world.exchange.answers_questions = True
+        await world.up()
+        assert world.session.rotate() == "rotating"
+        await until(lambda: world.session.status().rotations["operator"] == 1, "the rotation")
+        assert world.session.status().ready
+    idle = (partition_of("binance", "BTCUSDT", 4) + 1) % 4
+    async with World(index=idle, connections=4, symbols=("BTCUSDT",)) as world:
+        assert "owns no symbol" in world.session.rotate()
+        assert world.session.status().ready, "nothing to record is recorded"
+
+
+async def test_every_connect_waits_for_its_permit() -> None:
+    granted = asyncio.Semaphore(0)
+
+    async def permit() -> None:
+        await granted.acquire()
+
+    async with World(permit=permit) as world:
+        await asyncio.sleep(0.05)
+        assert world.exchange.urls == []
+        granted.release()
+        await world.up()
+        world.session.rotate()
+        await asyncio.sleep(0.05)
+        assert len(world.exchange.urls) == 1
+        started = time.monotonic()
+        assert await world.session.drain() is True, "who waits for a permit can be drained"
+        assert time.monotonic() - started < 5
+
+
+def test_more_streams_than_a_connection_carries_stop_the_start() -> None:
+    symbols = tuple(f"S{number}USDT" for number in range(600))
+    with pytest.raises(SettingsError, match=r"connections: feed 0 would carry 1200 streams"):
+        World(symbols=symbols)
 
 
 async def test_a_drain_publishes_all_that_arrived_and_flushes() -> None:
@@ -290,6 +391,35 @@ async def test_the_feeds_metrics_move() -> None:
     }
     assert value("k2ray_feed_connects_total", outcome="failed") - failed == 1
     assert value("k2ray_feed_bytes_total") - size == len(trade(1)) + len(b'{"stream":"btcusdt@kline_1m","data":{}}')
+
+
+async def test_the_connections_metrics_move() -> None:
+    """Trap 27: metrics that were never set."""
+
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, {"exchange": "binance", "feed": "0", **labels}) or 0.0
+
+    reconnects, rotations, probes = (
+        value("k2ray_feed_reconnects_total"),
+        value("k2ray_feed_rotations_total", reason="operator"),
+        value("k2ray_feed_stale_probes_total"),
+    )
+    async with World(clock=FastClock(50)) as world:
+        world.exchange.answers_questions = True
+        await world.up()
+        await until(lambda: value("k2ray_feed_connection", kind="open") == 1, "the state")
+        await until(lambda: value("k2ray_feed_ready") == 1, "ready")
+        await until(lambda: value("k2ray_feed_connection_age_seconds") > 0, "the connection's age")
+        await until(lambda: value("k2ray_feed_pong_age_seconds") > 0, "the pong's age")
+        await until(lambda: value("k2ray_feed_stale_probes_total") > probes, "a probe")
+        world.session.rotate()
+        await until(lambda: value("k2ray_feed_rotations_total", reason="operator") == rotations + 1, "a rotation")
+        world.exchange.now.end("gone")
+        await until(lambda: value("k2ray_feed_reconnects_total") == reconnects + 1, "a reconnect")
+        await world.session.drain()
+    assert value("k2ray_feed_connection", kind="open") == 0
+    assert value("k2ray_feed_connection", kind="drained") == 1
+    assert value("k2ray_feed_ready") == 0
 
 
 async def test_a_programming_error_while_connecting_ends_the_run() -> None:
