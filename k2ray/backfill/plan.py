@@ -273,13 +273,13 @@ class Planner:
         newest, view = known.pending, known.committed
         if newest is None or now_s - newest.asked_s < self._policy.grace_s:
             return []
-        above = known.baseline if view.head_id is None else view.head_id
+        above = _reached(known)
         if above is None or not 0 < newest.id - above <= self._policy.max_gap_ids:
             return []
         return [Hole(above + 1, newest.id, view.head_us, None, view.space)]
 
     def _prove(self, known: _Known) -> None:
-        head = known.committed.head_id
+        head = _reached(known)
         for candidate in (known.pending, known.latest):
             if head is not None and candidate is not None and candidate.id <= head:
                 known.proven = candidate
@@ -348,6 +348,11 @@ class Planner:
         for stream, known in self._streams.items():
             for hold in known.holds:
                 yield stream, hold
+
+
+def _reached(known: _Known) -> int | None:
+    """Return the id above which ids may be missing: of the highest row, or without any where we began to ask."""
+    return known.baseline if known.committed.head_id is None else known.committed.head_id
 
 
 def _seals(stream: Stream, hole: Hole, spans: Sequence[Span], reason: str) -> list[GiveUp]:
