@@ -192,11 +192,11 @@ class Merge:
         self._scratch.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(tempfile.TemporaryFile(dir=self._scratch))
         options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-        with pa.ipc.new_file(pa.PythonFile(file), chunk.schema, options=options) as writer:
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), chunk.schema, options=options) as writer:
             for batch in chunk.to_batches(ROWS_PER_GROUP):
                 writer.write_batch(batch)
         file.seek(0)
-        reader = pa.ipc.open_file(pa.PythonFile(file))
+        reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
         return (pa.Table.from_batches([reader.get_batch(number)]) for number in range(reader.num_record_batches))
 
 
