@@ -63,6 +63,7 @@ def sim(
     streams: int = typer.Option(1024, min=1, help="Streams that a connection may subscribe to."),
     weight_per_min: int = typer.Option(6000, min=1, help="Request weight before REST answers 429 with Retry-After."),
     ban_s: float = typer.Option(120.0, min=0.1, help="First ban (418) of an address that goes on after a 429."),
+    depth_updates_per_s: float = typer.Option(50.0, min=0, help="Changed levels of each order book (@depth) a second."),
     history_s: float | None = typer.Option(None, min=0, help="REST knows no trades older than this. Default: all."),
 ) -> None:
     """Run a simulated exchange: Binance Spot's public protocol over TLS, deterministic, with its truth written down."""
@@ -108,6 +109,7 @@ def sim(
             weight_per_min=weight_per_min,
             ban_s=ban_s,
         ),
+        depth_updates_per_s=depth_updates_per_s,
         history_s=history_s,
     )
     asyncio.run(_serve(settings))

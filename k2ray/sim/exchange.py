@@ -20,10 +20,11 @@ import numpy as np
 
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BadInput
+from k2ray.sim.book import FAST_S, Books
 from k2ray.sim.certificates import ensure_certificates
 from k2ray.sim.connection import Connection
 from k2ray.sim.faults import alter, read_request
-from k2ray.sim.frames import Encoder, Form, split_frames
+from k2ray.sim.frames import Encoder, Form, split_frames, text_frame
 from k2ray.sim.history import History
 from k2ray.sim.http import HttpRequest, HttpResponse
 from k2ray.sim.injection import Injector
@@ -57,7 +58,8 @@ class SimulatedExchange:
         )
         self._channels = frozenset(CHANNELS[name] for name in settings.channels)
         self._histories = [History() for _ in self.market.symbols]
-        self._rest = MarketRest(self.market, self._histories, self.now_us)
+        self._books = Books(self.market, settings.depth_updates_per_s)
+        self._rest = MarketRest(self.market, self._histories, self._books, self.now_us)
         self._weights = Weights(settings.limits.weight_per_min, settings.limits.ban_s)
         self._encoder = Encoder(self.market)
         self._marks: list[Mark] = []
@@ -70,12 +72,14 @@ class SimulatedExchange:
         self._pacer: Pacer = BurstPacer(settings.rate, settings.seed) if settings.burst else EvenPacer(settings.rate)
         self._happened_us = 0
         self._running: asyncio.Task[None] | None = None
+        self._booking: asyncio.Task[None] | None = None
         self._write_lock = asyncio.Lock()
 
     async def start(self) -> Address:
         """Listen, let the market begin, and return where."""
         port = await self.server.start(self.settings.host, self.settings.port)
         self._running = asyncio.get_running_loop().create_task(self._run())
+        self._booking = asyncio.get_running_loop().create_task(self._run_books())
         return Address(
             ws_url=f"wss://{self.settings.host}:{port}",
             rest_url=f"https://{self.settings.host}:{port}",
@@ -87,10 +91,11 @@ class SimulatedExchange:
 
     async def stop(self) -> None:
         """End the market, the connections and the truth's file."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        tasks = [task for task in (self._running, self._booking) if task is not None]
+        self._running = self._booking = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.server.stop()
         if self._truth is not None:
             async with self._write_lock:
@@ -174,6 +179,18 @@ class SimulatedExchange:
             self._send_with_faults(connections, blocks)
         else:
             self._send(connections, blocks)
+
+    async def _run_books(self) -> None:
+        """Tell subscribers what changed in the books, ten times a second."""
+        begun = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(FAST_S)
+            events = self._books.tick(self._clock.monotonic_s() - begun, self.now_us())
+            for connection in self.server.websockets():
+                for event in events:
+                    if event.stream in connection.streams:
+                        frame = text_frame(self._books.encode(event, connection.form))
+                        connection.send(frame, Counter({"depth": 1}))
 
     def _send(self, connections: Sequence[Connection], blocks: Sequence[Block]) -> None:
         encoded: dict[tuple[int, Form], bytes | bytearray] = {}

@@ -1,4 +1,4 @@
-"""Binance's public REST, as far as a recorder needs it: trades by id, aggregate trades, symbols, time.
+"""Binance's public REST, as far as a recorder needs it: trades by id, aggregate trades, books, symbols, time.
 
 Answers follow from the market and the times in `history.py`, so any trade of the current numbering can be asked for,
 also those that a fault kept from the stream. The simulator's own questions (`/_sim/...`) are `exchange.py`'s.
@@ -14,12 +14,15 @@ import msgspec
 import numpy as np
 
 from k2ray.errors import BadRequest
+from k2ray.sim.book import Books
 from k2ray.sim.history import History
 from k2ray.sim.http import HttpRequest, HttpResponse
 from k2ray.sim.market import MATCH_LEAD_US, Channel, Market, decimal_text, split_symbol
+from k2ray.sim.weights import DEFAULT_DEPTH_LIMIT
 
 DEFAULT_LIMIT = 500
 MAX_LIMIT = 1000
+MAX_DEPTH_LIMIT = 5000
 
 
 def answer_json(value: object, status: int = 200) -> HttpResponse:
@@ -89,12 +92,16 @@ class MarketRest:
     Args:
         market: What happened.
         histories: When, by symbol.
+        books: Their order books.
         now_us: The exchange's clock; None: the machine's.
     """
 
-    def __init__(self, market: Market, histories: Sequence[History], now_us: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, market: Market, histories: Sequence[History], books: Books, now_us: Callable[[], int] | None = None
+    ) -> None:
         self._market = market
         self._histories = histories
+        self._books = books
         self._now_us = now_us
 
     def answer(self, request: HttpRequest) -> HttpResponse:
@@ -113,6 +120,9 @@ class MarketRest:
                     return answer_json(self._trades(request))
                 case "/api/v3/aggTrades":
                     return answer_json(self._aggregates(request))
+                case "/api/v3/depth":
+                    limit = _integer(request, "limit") or DEFAULT_DEPTH_LIMIT
+                    return answer_json(self._books.snapshot(self._symbol(request), min(limit, MAX_DEPTH_LIMIT)))
                 case "/api/v3/ticker/24hr":
                     return answer_json(self._tickers(request))
                 case _:

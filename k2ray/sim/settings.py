@@ -33,6 +33,7 @@ class SimSettings:
         replay: Send this file's recorded frames instead of a market; `speed` times as fast (0: at once), `loop`: for
             ever.
         limits: How clients are treated.
+        depth_updates_per_s: How many levels of each symbol's order book change in a second.
         history_s: REST has forgotten trades that are older; None: it knows them all.
     """
 
@@ -53,6 +54,7 @@ class SimSettings:
     speed: float = 1.0
     loop: bool = False
     limits: Limits = field(default_factory=Limits)
+    depth_updates_per_s: float = 50.0
     history_s: float | None = None
 
 

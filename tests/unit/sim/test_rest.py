@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from k2ray.sim.book import Books
 from k2ray.sim.history import History
 from k2ray.sim.http import HttpRequest
 from k2ray.sim.market import LOOP, MATCH_LEAD_US, Channel, Market
@@ -18,7 +19,7 @@ class World:
     def __init__(self, ticks: int = 40, trades: int = 600) -> None:
         self.market = Market(2, ("BTCUSDT", "ETHUSDT"))
         self.histories = [History(), History()]
-        self.rest = MarketRest(self.market, self.histories)
+        self.rest = MarketRest(self.market, self.histories, Books(self.market, 50))
         for n in range(ticks):
             for block in self.market.advance(trades, NOW + n * STEP):
                 if block.channel is Channel.TRADE:
@@ -83,6 +84,8 @@ def test_aggregates_by_time(world: World) -> None:
         ("historicalTrades", {"symbol": "BTCUSDT", "fromId": "x"}, (400, -1100)),
         ("exchangeInfo", {"symbol": "NONE"}, (400, -1121)),
         ("exchangeInfo", {"symbols": "BTC"}, (400, -1100)),
+        ("depth", {"symbol": "NONE"}, (400, -1121)),
+        ("depth", {"symbol": "BTCUSDT", "limit": "x"}, (400, -1100)),
         ("nothing", {}, (404, -1)),
     ],
 )
