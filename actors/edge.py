@@ -26,10 +26,11 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.child import pid_space
 from actors.lives import Fault
-from actors.names import SUPERVISOR, ActorName
+from actors.names import SUPERVISOR, ActorName, preferred_node
 from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable
 
 HEALTH_GROUP = "health"
@@ -72,6 +73,10 @@ def start_child(name: ActorName, class_path: str, settings_json: str, namespace:
     """
     remote = _make_remote(load_class(class_path), ["health", "metrics"])
     options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0, **_code_options(code))
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    node = preferred_node(name, [item["NodeID"] for item in nodes if item["Alive"]])
+    if node is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
     return remote.options(**options).remote(str(name), settings_json)
 
 

@@ -6,11 +6,13 @@ Next in the flow: 2, `k2ray/feed/session.py`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from typing import Any
 
 from actors.child import Child
+from actors.limits import Permits
 from actors.rates import Rate
 from k2ray.feed.session import FeedSession
 from k2ray.log.producer import LogProducer
@@ -24,7 +26,11 @@ Python's default of 5 ms, and 9 ms with this."""
 
 
 class FeedActor(Child):
-    """Records one connection's share of an exchange; named `feed:<exchange>:<index>#<generation>`."""
+    """Records one connection's share of an exchange; named `feed:<exchange>:<index>#<generation>`.
+
+    With `redundancy: 2` the second copy is named `feed:<exchange>:<index>:2`: the same symbols by another connection,
+    from another process. Both publish everything, the ledger drops what came twice, so losing either loses nothing.
+    """
 
     turn_limit_s = 15.0
 
@@ -32,15 +38,23 @@ class FeedActor(Child):
         super().__init__(name, settings_json)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.overlap_s = self.settings.supervision.overlap_s
-        exchange, index = self.name.owns
-        folder = self.layout.spool / f"{exchange}-{index}"
+        exchange, index, *copy = self.name.owns
+        folder = self.layout.spool / "-".join(self.name.owns)
         self._producer = LogProducer(
             self.bootstrap,
             client_id=self.name.logical,
             spool=Spool(folder, self.settings.feed.spool_max_bytes),
             settings=self.settings.kafka,
         )
-        self._session = FeedSession(self.settings, exchange, int(index), self._producer)
+        self._permits = Permits(self.layout.namespace, self.settings)
+        self._session = FeedSession(
+            self.settings,
+            exchange,
+            int(index),
+            self._producer,
+            copy=int(copy[0]) if copy else 1,
+            permit=functools.partial(self._permits.permit, exchange, "connects"),
+        )
         self._asked_to_drain = asyncio.Event()
         self._rate = Rate()
 
@@ -63,10 +77,21 @@ class FeedActor(Child):
         await super().drain()
         self._asked_to_drain.set()
 
+    async def order(self, order: str, **arguments: Any) -> dict[str, Any]:
+        """Carry out `rotate`: replace the connection, make before break; returns before that is done.
+
+        Raises:
+            BadInput: Any other order.
+        """
+        if order != "rotate" or arguments:
+            return await super().order(order, **arguments)
+        before = self._session.status()
+        answer = self._session.rotate()
+        return {"answer": answer, "rotations": before.rotations, "reconnects": before.reconnects}
+
     def ready(self) -> bool:
-        """Whether its connection is open and has delivered; a feed that owns no symbol has nothing to prove."""
-        session = self._session.status()
-        return session.state == "idle" or (session.state == "open" and session.last_data_age_s is not None)
+        """Whether its connection is known to deliver; a feed that owns no symbol has nothing to prove."""
+        return self._session.status().ready
 
     def report(self) -> dict[str, Any]:
         """Return the session's and the producer's numbers."""
@@ -78,8 +103,13 @@ class FeedActor(Child):
             "data_age_s": session.last_data_age_s,
             "connection": session.state,
             "connected_s": session.connected_s,
+            "rotating": session.rotating,
+            "rotations": session.rotations,
             "reconnects": session.reconnects,
+            "stale_probes": session.stale_probes,
+            "pong_age_s": session.last_pong_age_s,
             "last_close": session.last_reason,
+            "bytes": session.bytes,
             "frames": session.frames,
             "rows": session.rows,
             "dead_letters": session.dead_letters,

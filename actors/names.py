@@ -6,6 +6,7 @@ Ray namespace, so a generation's number lets the next one start beside the one i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k2ray.errors import BadInput
@@ -38,7 +39,7 @@ class ActorName:
 
     @property
     def owns(self) -> tuple[str, ...]:
-        """What comes after the role: exchange and index of a feed, table of a writer."""
+        """What comes after the role: exchange, index and (from 2 on) copy of a feed, table of a writer."""
         return tuple(self.logical.split(":")[1:])
 
     def __str__(self) -> str:
@@ -62,7 +63,10 @@ def wanted_actors(settings: Settings) -> list[str]:
     exchanges = settings.exchanges
     tables = exchanges.tables()
     feeds = [
-        f"feed:{name}:{index}" for name, chosen in exchanges.enabled().items() for index in range(chosen.connections)
+        f"feed:{name}:{index}" if copy == 1 else f"feed:{name}:{index}:{copy}"
+        for name, chosen in exchanges.enabled().items()
+        for index in range(chosen.connections)
+        for copy in range(1, chosen.redundancy + 1)
     ]
     backfills = [
         f"backfill:{name}"
@@ -70,6 +74,18 @@ def wanted_actors(settings: Settings) -> list[str]:
         if settings.backfill.enabled and any(CHANNELS[channel].proves_gaps for channel in chosen.channels)
     ]
     return [*(f"writer:{table}" for table in tables), *feeds, *backfills, *(f"upkeep:{table}" for table in tables)]
+
+
+def preferred_node(name: ActorName, nodes: Sequence[str]) -> str | None:
+    """Return the node that an actor should live on, None where it does not matter.
+
+    Feeds go round the nodes by index and copy, so that two copies of one share are on two nodes where there are two:
+    a node that is lost takes one of them. Only a wish: with that node gone, any other will do.
+    """
+    if name.role != "feed" or len(nodes) < 2:
+        return None
+    _, index, *copy = name.owns
+    return sorted(nodes)[(int(index) + int(copy[0] if copy else 1) - 1) % len(nodes)]
 
 
 def drain_stage(role: str) -> int:

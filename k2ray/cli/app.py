@@ -43,6 +43,34 @@ def up(
 
 
 @app.command()
+def deploy(
+    config: Config = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+) -> None:
+    """Let the installed code and the settings file take over from what runs, without a gap.
+
+    New actors start beside the old ones and prove themselves on live data before the old ones drain; HTTP is updated in
+    place. If anything fails, what ran before runs on, or again, and the exit status is 1.
+    """
+    from k2ray.cli.deploy import deploy as run
+
+    run(config, dry_run=dry_run)
+
+
+@app.command()
+def rollback(
+    config: Config = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Digest of the release, or its beginning. Default: the one before.")
+    ] = None,
+) -> None:
+    """Let an earlier release take over again, its code and its settings, without a gap."""
+    from k2ray.cli.rollback import rollback as run
+
+    run(config, to=to)
+
+
+@app.command()
 def status(
     config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -52,6 +80,17 @@ def status(
     from k2ray.cli.status import status as run
 
     raise typer.Exit(run(config, as_json=json, watch=watch))
+
+
+@app.command()
+def rotate(
+    feed: Annotated[str, typer.Argument(help="A feed's name as `k2ray status` shows it, such as feed:binance:0.")],
+    config: Config = None,
+) -> None:
+    """Replace a feed's connection to its exchange without a gap: the old one closes when the new one delivers."""
+    from k2ray.cli.rotate import rotate as run
+
+    run(config, feed)
 
 
 @app.command()
