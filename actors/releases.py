@@ -38,9 +38,6 @@ from k2ray.settings import Settings
 
 PACKAGES = ("k2ray", "actors", "serve")
 
-KEPT = 5
-"""Releases that stay on disk, the running one and the one before it always among them: 2 MB each."""
-
 INSTALLED = "installed"
 """What `running_code` says of code that belongs to no release."""
 
@@ -116,6 +113,10 @@ class ReleaseStore:
         """Return the digest that `make` would give, without writing anything."""
         return _combine(digest_of(self._sources), json.loads(settings.to_json()))
 
+    def code_now(self) -> str:
+        """Return the digest of the importable code alone."""
+        return digest_of(self._sources)
+
     def make(self, settings: Settings, actors: Mapping[str, str]) -> StoredRelease:
         """Copy the importable code and the settings, or find the copy that is there already.
 
@@ -182,9 +183,9 @@ class ReleaseStore:
         folders = [path for path in self._folder.iterdir() if re.fullmatch(r"[0-9a-f]{12}", path.name)]
         return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
 
-    def prune(self, needed: Iterable[str]) -> list[str]:
-        """Remove all but `needed` (the newest first) up to `KEPT`; returns what went."""
-        keep = list(dict.fromkeys(needed))[:KEPT]
+    def prune(self, needed: Iterable[str], kept: int) -> list[str]:
+        """Remove all but the first `kept` of `needed` (the most needed first); returns what went. 2 MB each."""
+        keep = list(dict.fromkeys(needed))[:kept]
         gone = [digest for digest in self.digests() if digest not in keep]
         for digest in gone:
             shutil.rmtree(self._folder / digest, ignore_errors=True)

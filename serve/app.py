@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from actors.handover import status_through_handover
 from actors.scrape import report_replica, system_metrics
-from actors.supervisor import system_status
 from k2ray.errors import SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs
@@ -45,7 +45,7 @@ class MarketApi:
         configure_logs(layout.logs, f"api-{replica}")
         return build_api(
             self._settings,
-            lambda: system_status(namespace, STATUS_TIMEOUT_S),
+            lambda: status_through_handover(layout, STATUS_TIMEOUT_S),
             SystemMetrics(
                 lambda text: system_metrics(namespace, replica, text, METRICS_TIMEOUT_S),
                 lambda text: report_replica(namespace, replica, text, METRICS_TIMEOUT_S),
@@ -61,29 +61,41 @@ def app(args: dict[str, Any]) -> Application:
 
     Args:
         args: `config`: path of a k2ray.yaml; or `settings`: JSON of `Settings.to_json()`; nothing: as `load_settings`.
+            `code`: folder that the replicas import their modules from, named by its release's digest; nothing: what is
+            installed. `replicas`: how many instead of the settings' number.
 
     Raises:
         SettingsError: An argument or a setting is unknown or wrong.
     """
-    settings = _settings(args)
+    code, replicas = args.get("code"), args.get("replicas")
+    settings = _settings({name: value for name, value in args.items() if name not in {"code", "replicas"}})
+    environment = {} if code is None else {"runtime_env": {"env_vars": {"PYTHONPATH": f"{code}:${{PYTHONPATH}}"}}}
     deployment: Callable[..., Any] = serve.deployment(
         name="api",
-        num_replicas=settings.api.replicas,
+        num_replicas=settings.api.replicas if replicas is None else int(replicas),
         max_ongoing_requests=QUERY_THREADS + QUERIES_WAITING,
         graceful_shutdown_timeout_s=20,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
         health_check_timeout_s=10,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, **environment},
     )
-    bound: Application = deployment(serve.ingress()(MarketApi)).bind(settings.to_json())
+    market_api = deployment(serve.ingress()(MarketApi))
+    if code is not None:
+        # Serve makes a version up for every `run` and replaces all replicas for it; with one of ours, another number of
+        # replicas alone leaves the others as they are. There is no public way to say it.
+        market_api = market_api.options(version=Path(code).name, _internal=True)
+    bound: Application = market_api.bind(settings.to_json())
     return bound
 
 
 def _settings(args: dict[str, Any]) -> Settings:
     unknown = set(args) - {"config", "settings"}
     if unknown or len(args) > 1:
-        raise SettingsError(f"serve.app:app takes config=FILE or settings=JSON, not {', '.join(sorted(args))}")
+        given = ", ".join(sorted(args))
+        raise SettingsError(
+            f"serve.app:app takes config=FILE or settings=JSON, code=FOLDER and replicas=N, not {given}"
+        )
     if "settings" in args:
         return Settings.from_json(args["settings"])
     return load_settings(Path(args["config"]) if "config" in args else None)

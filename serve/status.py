@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from actors.releases import running_code
 from k2ray.errors import K2rayError, TryAgain
 from serve.parameters import read_query
 from serve.problems import describe
@@ -42,10 +43,10 @@ def status_routes(
         read_query(request, ())
         return _json(await workers.run(system_status))
 
-    @router.get("/health", summary="Whether this replica answers", response_class=Response)
+    @router.get("/health", summary="Whether this replica answers, and of which release it is", response_class=Response)
     async def health(request: Request) -> Response:
         read_query(request, ())
-        return _json({"status": "ok"})
+        return _json({"status": "ok", "release": running_code()})
 
     @router.get("/ready", summary="Whether questions can be answered", response_class=Response)
     async def ready(request: Request) -> Response:

@@ -1,16 +1,28 @@
-"""Start and stop the HTTP interface: `serve.app` on Ray Serve. Needs a connected driver."""
+"""Start, update and stop the HTTP interface: `serve.app` on Ray Serve. Needs a connected driver.
+
+An update is made by a process of its own that imports the release's code, so that the old release's application is
+built by the old release's builder. It asks for one replica more than the settings say: Serve then starts a new one
+before it stops the first old one, with one replica as with ten. Then the surplus one drains.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import ray.serve
 from ray.exceptions import RayError
 
+from actors.wanted import Release
 from k2ray.cli.system import System
 from k2ray.errors import TryAgain
 from k2ray.settings import Settings
@@ -18,27 +30,86 @@ from k2ray.settings import Settings
 READY_TIMEOUT_S = 90.0
 """6 s here from nothing; a replica that must first open a catalog on a busy machine takes a multiple."""
 
+UPDATE_TIMEOUT_S = 180.0
+"""Two replicas started one after the other, and three drained: 20 s here."""
 
-def start_serving(system: System, settings: Settings) -> None:
+
+def start_serving(system: System, settings: Settings, code: str | None = None) -> None:
     """Start Serve where it does not run, deploy the app, and wait until it is ready.
 
     Args:
         system: Whose API.
         settings: With a local broker's address filled in; given to the replicas as an argument.
+        code: Folder that the replicas import their modules from; None: what is installed.
 
     Raises:
         TryAgain: Not ready in time; the message says what the last answer was.
     """
+    _run_app(system, settings, code, settings.api.replicas)
+    wait_ready(system)
+
+
+def update_serving(system: System, release: Release, folder: Path) -> None:
+    """Let the running app answer with another release, without a request that fails.
+
+    Args:
+        system: Whose API.
+        release: Its settings, with a local broker's address filled in, and its code.
+        folder: Where its packages are.
+
+    Raises:
+        TryAgain: It did not come up; some replicas may be of the new release.
+    """
+    del system
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "k2ray.cli.serving"]
+    told = json.dumps({"settings": release.settings, "code": release.code})
+    try:
+        done = subprocess.run(
+            command, input=told, env=environment, cwd=folder, capture_output=True, text=True, timeout=UPDATE_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise TryAgain(f"HTTP was not updated within {UPDATE_TIMEOUT_S:g} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise TryAgain(f"HTTP was not updated: {lines[-1] if lines else f'status {done.returncode}'}")
+
+
+def main() -> None:
+    """Update the app with the code that this process imported, as standard input says."""
+    told: dict[str, Any] = json.load(sys.stdin)
+    settings = Settings.from_json(told["settings"])
+    system = System.of(settings)
+    system.cluster.connect()
+    for replicas in (settings.api.replicas + 1, settings.api.replicas):
+        _run_app(system, settings, told["code"], replicas)
+        _wait_for_replicas(system, replicas)
+
+
+def _run_app(system: System, settings: Settings, code: str | None, replicas: int) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
     # Our package is called serve as Ray's is: it is imported by its full name.
     builder = importlib.import_module("serve.app").app
-    app = builder({"settings": settings.to_json()})
+    app = builder({"settings": settings.to_json(), "code": code, "replicas": replicas})
     try:
         ray.serve.run(app, name=system.layout.namespace, route_prefix="/", blocking=False)
     except (RayError, RuntimeError) as error:
         raise TryAgain(f"the HTTP interface did not start: {error}") from error
-    wait_ready(system)
+
+
+def _wait_for_replicas(system: System, replicas: int) -> None:
+    """Wait until exactly these run and none comes or goes: the next step counts on it."""
+    deadline_s = time.monotonic() + UPDATE_TIMEOUT_S
+    while True:
+        application = ray.serve.status().applications[system.layout.namespace]
+        states = {str(state): count for state, count in application.deployments["api"].replica_states.items() if count}
+        if states == {"RUNNING": replicas}:
+            return
+        if time.monotonic() > deadline_s:
+            raise TryAgain(f"HTTP's replicas are {states}, not {replicas} that run")
+        time.sleep(0.1)
 
 
 def wait_ready(system: System) -> None:
@@ -76,3 +147,7 @@ def stop_serving(system: System) -> None:
         return
     shutdown: Callable[[], None] = ray.serve.shutdown
     shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from actors.history import read_history
 from k2ray.cli.console import out
 from k2ray.cli.system import System
-from k2ray.errors import TryAgain
+from k2ray.errors import OperatorNeeded, TryAgain
 from k2ray.log.broker import LocalBroker
 
 HEALTHY, DEGRADED, DOWN = 0, 1, 2
@@ -51,11 +53,14 @@ def look(system: System) -> tuple[dict[str, Any], int]:
         "kafka": _kafka_address(system),
         "ray": None,
         "level": 0,
+        "release": None,
+        "deployment": None,
         "actors": [],
         "gaps": [],
         "reasons": [],
     }
     reasons: list[str] = picture["reasons"]
+    _look_at_releases(system, picture)
     known = system.cluster.running()
     if known is None:
         reasons.append("Ray does not run")
@@ -82,6 +87,26 @@ def look(system: System) -> tuple[dict[str, Any], int]:
     if not system.ready():
         reasons.append(f"{system.api_url}/ready is not 200")
     return picture, DEGRADED if reasons else HEALTHY
+
+
+def _look_at_releases(system: System, picture: dict[str, Any]) -> None:
+    """Say which release runs, and what is under way, or was left half-way and is to be completed by somebody."""
+    try:
+        history = read_history(system.layout)
+    except OperatorNeeded as error:
+        picture["reasons"].append(str(error))
+        return
+    picture["release"] = history.running
+    half = history.under_way
+    if half is None:
+        return
+    at_work = system.is_changed()
+    picture["deployment"] = {**asdict(half), "at_work": at_work}
+    if not at_work:
+        picture["reasons"].append(
+            f"a {half.kind} of release {half.digest} was left half-way at: {half.step or 'its beginning'}; "
+            "`k2ray deploy` completes it, `k2ray rollback` takes it back"
+        )
 
 
 def _kafka_address(system: System) -> str | None:
@@ -112,6 +137,11 @@ def _draw(picture: dict[str, Any]) -> RenderableType:
         )
     verdict = "; ".join(picture["reasons"]) or "healthy"
     head = f"api {picture['api']}   kafka {picture['kafka']}   ray {picture['ray']}   level {picture['level']}"
+    head += f"   release {picture['release']}" if picture["release"] else ""
+    if picture["deployment"] and picture["deployment"]["at_work"]:
+        head += (
+            f"\n{picture['deployment']['kind']} of {picture['deployment']['digest']}: {picture['deployment']['step']}"
+        )
     parts: list[RenderableType] = [Text(head), Text(verdict, style="yellow" if picture["reasons"] else "green"), table]
     if picture["gaps"]:
         parts += [Text(f"{len(picture['gaps'])} open gaps", style="yellow"), _draw_gaps(picture["gaps"])]

@@ -38,7 +38,11 @@ class System:
     @classmethod
     def load(cls, config: Path | None) -> System:
         """Read the settings and look at nothing else."""
-        settings = load_settings(config)
+        return cls.of(load_settings(config))
+
+    @classmethod
+    def of(cls, settings: Settings) -> System:
+        """Return the system of these settings."""
         layout = DataDir(settings.data_dir)
         return cls(settings, layout, RayCluster(settings, layout))
 
@@ -67,9 +71,20 @@ class System:
         """Write down what is up, for `status`, `down` and people."""
         write_private(self.layout.run / "up.json", json.dumps(known, indent=2) + "\n")
 
+    def is_changed(self) -> bool:
+        """Whether a command is changing this folder's system now."""
+        try:
+            with (self.layout.run / "command.lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other `up` and `down` commands of this folder out meanwhile.
+        """Keep other commands that change this folder's system out meanwhile.
 
         Raises:
             TryAgain: One is at work.
@@ -79,5 +94,7 @@ class System:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise TryAgain(f"another `k2ray up` or `down` is at work in {self.layout.root}") from None
+                raise TryAgain(
+                    f"another `k2ray up`, `down`, `deploy` or `rollback` is at work in {self.layout.root}"
+                ) from None
             yield

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from actors.history import read_history, write_history
 from actors.names import wanted_actors
+from actors.releases import ReleaseStore, StoredRelease, now, who
 from actors.wanted import Wanted, read_wanted, write_wanted
 from k2ray.cli.console import complain, say, step
 from k2ray.cli.down import drain_actors
 from k2ray.cli.foreground import stay_up
 from k2ray.cli.system import System
-from k2ray.errors import K2rayError, OperatorNeeded, SettingsError, TryAgain
+from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SettingsError, TryAgain
 from k2ray.lake.catalog import open_catalog
 from k2ray.log.broker import LocalBroker
 from k2ray.log.topics import ensure_topics
@@ -95,7 +97,8 @@ def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
         current.result = f"{known.address}{'' if known.own else ' (joined)'}"
     # 5
     with step("Supervisor") as current:
-        pid = _supervise(system, settings, undo, local_broker=local_broker)
+        release, fresh = _choose_release(system, settings)
+        pid = _supervise(system, settings, undo, release, local_broker=local_broker)
         current.result = f"pid {pid}"
     # 6
     with step("Actors") as current:
@@ -109,8 +112,10 @@ def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
             current.result = f"{system.api_url} (runs already)"
         else:
             undo.append(("Stop HTTP", lambda: stop_serving(system)))
-            start_serving(system, settings)
+            start_serving(system, settings, str(release.folder) if release is not None else None)
             current.result = system.api_url
+    if fresh and release is not None:
+        _record(system, release)
     system.write_up(
         {
             "api": system.api_url,
@@ -125,34 +130,88 @@ def _run_steps(system: System, undo: list[tuple[str, Undo]]) -> None:
     _say_unconnected(system)
 
 
-def _supervise(system: System, settings: Settings, undo: list[tuple[str, Undo]], *, local_broker: bool) -> int:
+def _choose_release(system: System, settings: Settings) -> tuple[StoredRelease | None, bool]:
+    """Return the release to run, and whether it is started now; what runs already goes on with its own.
+
+    Raises:
+        OperatorNeeded: What runs was started with other settings.
+    """
+    layout = system.layout
+    store = ReleaseStore(layout)
+    before = read_wanted(layout.run)
+    if before is None or before.stopping or not _supervisor_lives(system):
+        return store.make(system.settings, _wanted(settings)), True
+    if before.settings != settings.to_json():
+        raise OperatorNeeded(
+            "the running system has other settings: `k2ray deploy` brings it these ones without a gap "
+            "(`k2ray deploy --dry-run` says what would change)"
+        )
+    half = read_history(layout).under_way
+    if half is not None:
+        complain(
+            f"a {half.kind} of release {half.digest} was left half-way: `k2ray deploy` completes it, `k2ray rollback` "
+            "takes it back"
+        )
+    elif before.release and before.release != store.digest_now(system.settings):
+        complain(f"release {before.release} runs, other code is installed: `k2ray deploy` brings it without a gap")
+    try:
+        return store.open(before.release), False
+    except (BadInput, OperatorNeeded):
+        return None, False
+
+
+def _supervisor_lives(system: System) -> bool:
+    from actors.supervisor import system_status
+
+    try:
+        system_status(system.layout.namespace, STATUS_TIMEOUT_S)
+    except TryAgain:
+        return False
+    return True
+
+
+def _wanted(settings: Settings) -> dict[str, str]:
+    from actors import edge
+
+    return {logical: edge.CHILD_CLASSES[logical.split(":", 1)[0]] for logical in wanted_actors(settings)}
+
+
+def _record(system: System, release: StoredRelease) -> None:
+    """Note what runs now, unless it is what ran before."""
+    history = read_history(system.layout)
+    if history.running != release.digest or history.under_way is not None:
+        history.begin(release.digest, "up", who(), now())
+        history.succeed(now())
+        write_history(system.layout, history)
+    ReleaseStore(system.layout).prune(history.needed(), system.settings.deploy.releases_kept)
+
+
+def _supervise(
+    system: System,
+    settings: Settings,
+    undo: list[tuple[str, Undo]],
+    release: StoredRelease | None,
+    *,
+    local_broker: bool,
+) -> int:
     """Say what is wanted and make sure that a supervisor reads it; returns its pid."""
     from actors import edge
     from actors.supervisor import system_status
 
     layout = system.layout
     before = read_wanted(layout.run)
-    lives = True
-    try:
-        system_status(layout.namespace, STATUS_TIMEOUT_S)
-    except TryAgain:
-        lives = False
-    if lives and before is not None and not before.stopping and before.settings != settings.to_json():
-        raise OperatorNeeded("the running system was started with other settings: `k2ray down` first, then `k2ray up`")
-    actors = {logical: edge.CHILD_CLASSES[logical.split(":", 1)[0]] for logical in wanted_actors(settings)}
-    wanted = Wanted(1, settings.to_json(), actors, local_broker=local_broker)
-    if before is not None:  # what was deployed stays deployed
-        wanted = dataclasses.replace(
-            wanted,
-            epoch=before.epoch + 1,
-            release=before.release,
-            code=before.code,
-            releases=before.releases,
-        )
+    lives = before is not None and not before.stopping and _supervisor_lives(system)
+    if before is not None and lives:  # what was deployed stays deployed
+        wanted = dataclasses.replace(before, epoch=before.epoch + 1)
+    else:
+        epoch = before.epoch + 1 if before is not None else 1
+        wanted = Wanted(epoch, settings.to_json(), _wanted(settings), local_broker=local_broker)
+        if release is not None:
+            wanted = dataclasses.replace(wanted, release=release.digest, code=str(release.folder))
     write_wanted(layout.run, wanted)
     if not lives:
         undo.append(("Stop actors", lambda: drain_actors(system)))
-    edge.start_supervisor(layout.namespace, str(layout.root))
+    edge.start_supervisor(layout.namespace, str(layout.root), wanted.code)
     deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
     while True:
         try:

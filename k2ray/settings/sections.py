@@ -366,12 +366,23 @@ class Memory(Section):
     supervisor: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the supervisor: it ends itself.")
 
 
+class Deploy(Section):
+    """How a release takes over from another one."""
+
+    watch_s: Annotated[float, Field(ge=0)] = Field(
+        10, description="The new release must work this long after it took over, or it is taken back."
+    )
+    releases_kept: Annotated[int, Field(ge=2, le=100)] = Field(
+        5, description="Releases (code and settings) kept below data_dir to go back to."
+    )
+
+
 class Api(Section):
     """The HTTP interface."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Port = Field(8000, description="Port to listen on.")
-    replicas: PositiveInt = Field(1, description="Replicas; 2 or more for updates without a pause.")
+    replicas: PositiveInt = Field(1, description="Replicas; with 2 or more one may die, and the others answer.")
     memory_bytes: PositiveInt = Field(1_073_741_824, description="DuckDB's memory limit per replica.")
     threads: PositiveInt = Field(2, description="DuckDB's threads per replica.")
     timeout_s: PositiveFloat = Field(60, description="Longest time that one query may run.")
@@ -396,6 +407,7 @@ class Settings(BaseSettings):
     lake: Lake = Field(default_factory=Lake, description="The lakehouse.")
     supervision: Supervision = Field(default_factory=Supervision, description="When the supervisor acts.")
     memory: Memory = Field(default_factory=Memory, description="How memory is watched.")
+    deploy: Deploy = Field(default_factory=Deploy, description="How a release takes over from another one.")
     api: Api = Field(default_factory=Api, description="The HTTP interface.")
 
     @model_validator(mode="after")

@@ -41,11 +41,13 @@ class System:
         folder: Where k2ray.yaml lies.
         port: The API's.
         environment: More variables for the commands.
+        code: Folder whose packages the commands import; None: those of this checkout.
     """
 
     folder: Path
     port: int
     environment: dict[str, str]
+    code: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -67,6 +69,7 @@ class System:
             stderr=subprocess.PIPE,
             text=True,
             env={**_plain_environment(), **self.environment},
+            cwd=self.code,
         )
 
     def run(self, *arguments: str) -> Done:
