@@ -1,29 +1,28 @@
 """9. Kafka records -> rows that the ledger calls new, gathered until their commit is due.
 
-`Intake` decodes, lets the ledger decide in chunks of many records, and adds to a `Batch`: the rows, how far each
-partition was read, and what could not be read. One unreadable record, or one row with an impossible time, goes to the
-dead letters by itself; its neighbours go on.
+`Intake` first reads records, which changes nothing and may have to wait for a schema; then it lets the ledger decide
+in chunks of many records, and adds to a `Batch`: the rows, how far each partition was read, and what could not be read.
+One unreadable record, or one row with an impossible time, goes to the dead letters by itself; its neighbours go on.
 
 Next in the flow: `stage.py` writes a batch's rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from k2ray.errors import BadRecord
 from k2ray.lake.progress import Offset, PartitionKey
 from k2ray.ledger import Ledger, LedgerEvent
-from k2ray.log.consumer import LogRecord
-from k2ray.model import WIRE_SCHEMAS
-from k2ray.wire.codec import Seal, decode, encode_rows
+from k2ray.log.records import Fetched, LogRecord, RecordRun, last_offset, record_count
+from k2ray.wire.codec import Seal, encode_rows, is_ours
+from k2ray.wire.reader import Refused, RowReader
+from k2ray.wire.schemas import Schemas
 
 EARLIEST_US = -2_208_988_800_000_000
 LATEST_US = 7_258_118_400_000_000
@@ -95,11 +94,23 @@ class Batch:
         return None
 
 
-class RowCount(Protocol):
-    """Called with rows and records of a partition as they are read."""
+@dataclass
+class ReadPartition:
+    """What was read of one partition, before anything was decided.
 
-    def __call__(self, key: PartitionKey, rows: int, records: int) -> None:
-        """Take note."""
+    Attributes:
+        key: Which one.
+        end: The next offset.
+        records: How many were read.
+        pieces: Rows and seals in log order.
+        dead: What cannot be stored.
+    """
+
+    key: PartitionKey
+    end: Offset
+    records: int = 0
+    pieces: list[pa.RecordBatch | Seal] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
 
 
 class Intake:
@@ -107,69 +118,106 @@ class Intake:
 
     Args:
         table_name: Whose rows these topics carry; any other's are dead letters.
-        ledger: What was seen; changed by every call.
+        ledger: What was seen; changed by every call of `take`.
+        schemas: Knows what Avro's schema ids stand for.
     """
 
-    def __init__(self, table_name: str, ledger: Ledger) -> None:
+    def __init__(self, table_name: str, ledger: Ledger, schemas: Schemas) -> None:
         self._table_name = table_name
-        self._schema = WIRE_SCHEMAS[table_name]
+        self._reader = RowReader(table_name, schemas)
         self.ledger = ledger
 
-    def take(self, records: Iterable[LogRecord], batch: Batch, now_s: float) -> None:
-        """Decide about `records` and add what is new to `batch`.
+    def read(self, items: Iterable[Fetched]) -> list[ReadPartition]:
+        """Read records without deciding anything: whatever is raised, nothing has changed.
 
         Args:
-            records: Ascending offsets within each partition.
+            items: Ascending offsets within each partition.
+
+        Raises:
+            RegistryUnavailable: Nobody tells what an Avro schema id stands for; call again with the same items.
+        """
+        found: dict[PartitionKey, ReadPartition] = {}
+        for item in items:
+            key = (item.topic, item.partition)
+            part = found.get(key)
+            if part is None:
+                part = found[key] = ReadPartition(key, Offset(0))
+            part.end = Offset(last_offset(item) + 1, item.leader_epoch)
+            part.records += record_count(item)
+            if isinstance(item, RecordRun):
+                self._read_run(item, part)
+            else:
+                self._read_one(item, part)
+        return sorted(found.values(), key=lambda part: part.key)
+
+    def take(self, parts: Iterable[ReadPartition], batch: Batch, now_s: float) -> None:
+        """Decide about what was read and add what is new to `batch`.
+
+        Args:
+            parts: Of `read`.
             batch: Grows.
             now_s: Monotonic clock, for when the batch is due.
         """
-        ordered = sorted(records, key=lambda record: (record.topic, record.partition))
         before = batch.rows
-        for key, of_partition in groupby(ordered, key=lambda record: (record.topic, record.partition)):
+        for part in parts:
+            batch.records += part.records
+            batch.dead += part.dead
             run: list[pa.RecordBatch] = []
-            last: LogRecord | None = None
-            for last in of_partition:
-                batch.records += 1
-                for piece in self._read(last, batch):
-                    if isinstance(piece, Seal):
-                        self._decide(key, run, last, batch)
-                        run = []
-                        self.ledger.seal(key, piece)
-                    else:
-                        run.append(piece)
-            if last is not None:
-                self._decide(key, run, last, batch)
-                batch.end[key] = Offset(last.offset + 1, last.leader_epoch)
+            for piece in part.pieces:
+                if isinstance(piece, Seal):
+                    self._decide(part.key, run, batch)
+                    run = []
+                    self.ledger.seal(part.key, piece)
+                else:
+                    run.append(piece)
+            self._decide(part.key, run, batch)
+            batch.end[part.key] = part.end
         if batch.records and batch.first_record_s is None:
             batch.first_record_s = now_s
         if batch.rows > before and batch.first_row_s is None:
             batch.first_row_s = now_s
 
-    def _read(self, record: LogRecord, batch: Batch) -> Iterator[pa.RecordBatch | Seal]:
+    def _read_one(self, record: LogRecord, part: ReadPartition) -> None:
+        if not is_ours(record.headers):
+            self._read_run(RecordRun.of(record), part)
+            return
         try:
-            found = decode(record.value, record.headers)
-            if not isinstance(found, Seal) and not found.schema.equals(self._schema):
-                raise BadRecord(f"rows of another table than {self._table_name}")
+            found = self._reader.one(record)
         except BadRecord as error:
-            batch.dead.append(_dead(record, record.value or b"", str(error)))
+            part.dead.append(_dead(record, record.value, str(error)))
             return
         if isinstance(found, Seal):
-            yield found
+            part.pieces.append(found)
         elif found.num_rows:
-            yield self._possible(record, found, batch)
+            part.pieces.append(self._possible(record, found, part))
 
-    def _possible(self, record: LogRecord, rows: pa.RecordBatch, batch: Batch) -> pa.RecordBatch:
+    def _possible(self, record: LogRecord, rows: pa.RecordBatch, part: ReadPartition) -> pa.RecordBatch:
         """Return the rows whose event time can be stored; the others become a dead letter of their own."""
-        times = rows.column("timestamp").view(pa.int64()).to_numpy()
-        if EARLIEST_US <= times.min() and times.max() < LATEST_US:
+        good = _possible_times(rows)
+        if good.all():
             return rows
-        good = pa.array((times >= EARLIEST_US) & (times < LATEST_US))
-        bad = rows.filter(pc.invert(good))
+        bad = rows.filter(pa.array(~good))
         raw, _ = encode_rows(self._table_name, bad)
-        batch.dead.append(_dead(record, raw, f"event time of {bad.num_rows} rows outside the years 1900 to 2199"))
-        return rows.filter(good)
+        part.dead.append(_dead(record, raw, f"event time of {bad.num_rows} rows outside the years 1900 to 2199"))
+        return rows.filter(pa.array(good))
 
-    def _decide(self, key: PartitionKey, run: list[pa.RecordBatch], record: LogRecord, batch: Batch) -> None:
+    def _read_run(self, run: RecordRun, part: ReadPartition) -> None:
+        pieces, refused = self._reader.run(run)
+        for rows, places in pieces:
+            if not rows.num_rows:
+                continue
+            good = _possible_times(rows)
+            if good.all():
+                part.pieces.append(rows)
+                continue
+            reason = "event time outside the years 1900 to 2199"
+            refused += [Refused(int(at), reason) for at in places[~good]]
+            part.pieces.append(rows.filter(pa.array(good)))
+        for at, reason in sorted(refused):
+            record = run.single(at)
+            part.dead.append(_dead(record, record.value, reason))
+
+    def _decide(self, key: PartitionKey, run: list[pa.RecordBatch], batch: Batch) -> None:
         if not run:
             return
         rows = run[0] if len(run) == 1 else pa.concat_batches(run)
@@ -192,6 +240,14 @@ class Intake:
         batch.rows += rows.num_rows
         batch.bytes += rows.nbytes
         batch.event_times.append(_live_times(rows))
+
+
+def _possible_times(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    times = rows.column("timestamp").view(pa.int64()).to_numpy()
+    if len(times) and EARLIEST_US <= times.min() and times.max() < LATEST_US:
+        return np.ones(len(times), dtype=np.bool_)
+    possible: npt.NDArray[np.bool_] = (times >= EARLIEST_US) & (times < LATEST_US)
+    return possible
 
 
 def _dead(record: LogRecord, raw: bytes, reason: str) -> DeadLetter:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from k2ray.lake.progress import PartitionKey
-from k2ray.log.consumer import LogRecord
 from k2ray.log.lag import LagWatch
+from k2ray.log.records import Fetched, RecordRun, last_offset, record_count
 
 POLL_RECORDS = 1_000
+POLL_SMALL_RECORDS = 8_000
+"""Records of one row are read column by column, which is worth while from some thousands on."""
+SMALL_ROWS = 4
 _WEIGHT = 0.2
 
 
@@ -24,17 +27,18 @@ class Reading:
         self._rows_per_record = 100.0
         self._newest_us: int | None = None
 
-    def note(self, records: Sequence[LogRecord], rows: int) -> None:
+    def note(self, items: Sequence[Fetched], rows: int) -> None:
         """Take note of records that were read, and of their rows."""
-        for record in records:
-            key = (record.topic, record.partition)
-            self.positions[key] = record.offset + 1
-        self._newest_us = records[-1].timestamp_us
-        self._rows_per_record += _WEIGHT * (rows / len(records) - self._rows_per_record)
+        for item in items:
+            self.positions[item.topic, item.partition] = last_offset(item) + 1
+        last = items[-1]
+        self._newest_us = last.timestamps_us[-1] if isinstance(last, RecordRun) else last.timestamp_us
+        self._rows_per_record += _WEIGHT * (rows / sum(map(record_count, items)) - self._rows_per_record)
 
     def records_wanted(self, rows: int) -> int:
         """Return how many records about make up `rows`."""
-        return max(1, min(POLL_RECORDS, round(rows / max(self._rows_per_record, 1.0))))
+        most = POLL_RECORDS if self._rows_per_record > SMALL_ROWS else POLL_SMALL_RECORDS
+        return max(1, min(most, round(rows / max(self._rows_per_record, 1.0))))
 
     def lag(self, watch: LagWatch, now_us: int) -> tuple[int, float]:
         """Return rows behind the read position, and the age in seconds of the newest record read while there are any.

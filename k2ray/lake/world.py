@@ -31,8 +31,10 @@ from k2ray.lake.progress import (
     jumps_to_summary,
 )
 from k2ray.lake.reading import Reading
-from k2ray.log.consumer import ClusterIds, LogRecord, OffsetLost, Position
+from k2ray.log.consumer import ClusterIds, OffsetLost, Position
+from k2ray.log.records import Fetched
 from k2ray.settings import Settings
+from k2ray.wire.schemas import Schemas
 
 
 class Log(Protocol):
@@ -40,7 +42,7 @@ class Log(Protocol):
 
     def cluster(self, topics: Sequence[str]) -> ClusterIds: ...  # noqa: D102
     def assign(self, positions: Mapping[PartitionKey, Position]) -> None: ...  # noqa: D102
-    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]: ...  # noqa: D102
+    def fetch(self, max_records: int, timeout_s: float) -> list[Fetched]: ...  # noqa: D102
     def watermarks(self, key: PartitionKey, *, timeout_s: float = ...) -> tuple[int, int]: ...  # noqa: D102
     def cached_end(self, key: PartitionKey) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
@@ -58,21 +60,26 @@ class World:
         reading: How far it was read.
     """
 
-    def __init__(self, table: Table, table_name: str, progress: Progress, start: Start) -> None:
+    def __init__(self, table: Table, table_name: str, progress: Progress, start: Start, schemas: Schemas) -> None:
         self.table = table
         self.progress = progress
         self.start = start
-        self.intake = Intake(table_name, load_ledger(table.io, progress, table_name))
+        self.intake = Intake(table_name, load_ledger(table.io, progress, table_name), schemas)
         self.batch = Batch()
         self.reading = Reading({key: at.next for key, at in start.positions.items()})
         self._base: Mapping[PartitionKey, Offset] = dict(progress.offsets)
 
-    def take(self, records: Sequence[LogRecord], now_s: float) -> tuple[int, int]:
-        """Decide about records that were read; returns new rows and duplicates."""
+    def take(self, items: Sequence[Fetched], now_s: float) -> tuple[int, int]:
+        """Decide about records that were read; returns new rows and duplicates.
+
+        Raises:
+            RegistryUnavailable: Nothing was decided; call again with the same records.
+        """
+        parts = self.intake.read(items)
         rows, duplicates = self.batch.rows, self.batch.duplicates
-        self.intake.take(records, self.batch, now_s)
+        self.intake.take(parts, self.batch, now_s)
         rows, duplicates = self.batch.rows - rows, self.batch.duplicates - duplicates
-        self.reading.note(records, rows + duplicates)
+        self.reading.note(items, rows + duplicates)
         return rows, duplicates
 
     def hand_over(self, now_s: float) -> Landing:
@@ -115,6 +122,7 @@ def open_world(
     now_us: int,
     lost: OffsetLost | None,
     faults: Faults,
+    schemas: Schemas,
 ) -> World:
     """Load the newest snapshot's key, or make the table, and hold it against the log.
 
@@ -127,6 +135,7 @@ def open_world(
         now_us: For the record of holes and rewinds.
         lost: Why the last world ended, if the log lost its position.
         faults: Called at `before_genesis` and `genesis`.
+        schemas: Knows what Avro's schema ids stand for.
 
     Raises:
         OperatorNeeded: Another Kafka or topic, a table without key, an unreadable ledger. Stop.
@@ -146,4 +155,4 @@ def open_world(
     if progress is None:
         raise OperatorNeeded(f"{table_name}: lost its progress key while it was opened")
     start = find_start(progress, topics, cluster, log.watermarks, now_us, lost)
-    return World(table, table_name, progress, start)
+    return World(table, table_name, progress, start, schemas)

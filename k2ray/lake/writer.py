@@ -32,12 +32,15 @@ from k2ray.lake.world import Log, World, open_world
 from k2ray.lake.writer_status import StepReport, WriterStatus
 from k2ray.layout import DataDir
 from k2ray.ledger import Gap
-from k2ray.log.consumer import LogReader, OffsetLost, PartitionKey, Position
+from k2ray.log.consumer import LogReader, OffsetLost, Position
 from k2ray.log.lag import LagWatch
 from k2ray.log.producer import LogProducer
+from k2ray.log.records import Fetched, PartitionKey, record_count
 from k2ray.log.topics import table_topics
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
+from k2ray.wire.registry import LazyRegistry
+from k2ray.wire.schemas import Schemas
 
 log = get_logger(__name__)
 
@@ -65,6 +68,7 @@ class TableWriter:
         catalog: None opens the one of the settings.
         faults: Called at before_genesis, genesis, before_stage, mid_parquet, staged, head_read, inside_commit and
             after_commit, so that chaos tests can kill there.
+        schemas: Knows what Avro's schema ids stand for; None asks the registry of the settings.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class TableWriter:
         letters: Callable[[], DeadLetters] | None = None,
         catalog: Catalog | None = None,
         faults: Faults = no_faults,
+        schemas: Schemas | None = None,
     ) -> None:
         self._settings = settings
         self._layout = layout
@@ -94,6 +99,8 @@ class TableWriter:
         self._letters: DeadLetters | None = None
         self._catalog = catalog
         self._owns_catalog = catalog is None
+        self._schemas = schemas or Schemas(LazyRegistry(settings, bootstrap), settings.wire.cache_size)
+        self._unread: list[Fetched] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"commit-{table_name}")
         self._world: World | None = None
         self._landing: Landing | None = None
@@ -124,6 +131,7 @@ class TableWriter:
             self._clock.now_us(),
             self._lost,
             self._faults,
+            self._schemas,
         )
         progress = self._commit_jumps(world)
         self._reader.assign({key: Position(at.next, at.epoch) for key, at in world.start.positions.items()})
@@ -217,19 +225,22 @@ class TableWriter:
 
     def _read(self, world: World, report: StepReport, patience_s: float) -> StepReport:
         wanted = world.reading.records_wanted(self._settings.lake.commit.max_rows - world.batch.rows)
-        records = self._reader.poll(wanted, patience_s)
-        rows, duplicates = world.take(records, self._clock.monotonic_s()) if records else (0, 0)
+        # What could not be read yet, since nobody told its schema, comes before anything new.
+        items = self._unread = self._unread or self._reader.fetch(wanted, patience_s)
+        rows, duplicates = world.take(items, self._clock.monotonic_s()) if items else (0, 0)
+        self._unread = []
+        records = sum(map(record_count, items))
         lag_trades, lag_s = world.reading.lag(self._lag, self._clock.now_us())
         metrics.WRITER_LAG_TRADES.labels(self._name).set(lag_trades)
         metrics.WRITER_LAG_SECONDS.labels(self._name).set(lag_s)
         self._update(
-            records=self._status.records + len(records),
+            records=self._status.records + records,
             duplicates=self._status.duplicates + duplicates,
             rows_pending=world.batch.rows + (self._landing.batch.rows if self._landing else 0),
             lag_trades=lag_trades,
             lag_s=lag_s,
         )
-        return replace(report, records=len(records), rows=rows, duplicates=duplicates)
+        return replace(report, records=records, rows=rows, duplicates=duplicates)
 
     def _is_full(self, world: World) -> bool:
         limits = self._settings.lake.commit
@@ -323,6 +334,7 @@ class TableWriter:
         if self._running is not None:
             wait([self._running])
         self._running = self._landing = self._world = None
+        self._unread = []
         self._update(positioned=False, rows_pending=0)
 
     def _waited_s(self) -> float:

@@ -180,6 +180,7 @@ class LocalBroker:
                 start_new_session=True,
             )
         _children[child.pid] = child
+        _await_command_line(child)
         address = dataclasses.replace(address, pid=child.pid)
         self._write(address)
         if not self._comes_up(address, timeout_s):
@@ -325,6 +326,17 @@ def _gone(process: psutil.Process, patience_s: float) -> bool:
     except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
         return False
     return True
+
+
+def _await_command_line(child: subprocess.Popen[bytes], timeout_s: float = 5.0) -> None:
+    """Wait until the kernel knows what the process runs: for a moment after its start it has no command line.
+
+    Whoever looked in that moment took the broker for somebody else's process, and its start for a failed one.
+    """
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(psutil.Error):
+        while not psutil.Process(child.pid).cmdline() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 def new_cluster_id(draw: Callable[[], uuid.UUID] = uuid.uuid4) -> str:

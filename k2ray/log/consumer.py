@@ -10,9 +10,10 @@ Not its job: what the bytes mean (`wire/codec.py`), which rows are new (`ledger/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
@@ -25,9 +26,7 @@ from confluent_kafka import (
 
 from k2ray.errors import BrokerUnavailable, K2rayError, OperatorNeeded
 from k2ray.log.client import admin_client, client_config, map_error
-
-PartitionKey = tuple[str, int]
-"""Topic and partition."""
+from k2ray.log.records import Fetched, LogRecord, PartitionKey, RecordRun
 
 ANSWER_TIMEOUT_S = 15.0
 
@@ -50,28 +49,6 @@ class Position:
 
     offset: int
     leader_epoch: int | None = None
-
-
-class LogRecord(NamedTuple):
-    """One record as it came, undecoded.
-
-    Attributes:
-        topic: Its topic.
-        partition: Its partition.
-        offset: Its offset.
-        leader_epoch: Of the leader that wrote it; None where Kafka does not say.
-        timestamp_us: When the producer made it, UTC microseconds (Kafka keeps milliseconds); 0 if not known.
-        value: Its bytes.
-        headers: Name and bytes of each header.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    leader_epoch: int | None
-    timestamp_us: int
-    value: bytes
-    headers: list[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -188,6 +165,24 @@ class LogReader:
             OperatorNeeded: The topic is gone.
             BrokerUnavailable: Another error of Kafka; repeat.
         """
+        records = [_record(message) for message in self._consume(max_records, timeout_s)]
+        for record in records:
+            self._next[record.topic, record.partition] = record.offset + 1
+        return records
+
+    def fetch(self, max_records: int = 1000, timeout_s: float = 0.1) -> list[Fetched]:
+        """Do as `poll`, but return records without headers in runs: of small records, that is cheaper by half."""
+        found: list[Fetched] = []
+        for key, messages in _by_partition(self._consume(max_records, timeout_s)):
+            for headless, some in _by_headers(messages):
+                if headless:
+                    found.append(_run(key, some))
+                else:
+                    found += map(_record, some)
+            self._next[key] = messages[-1].offset() + 1
+        return found
+
+    def _consume(self, max_records: int, timeout_s: float) -> list[Any]:
         if self._bad is not None:
             (key, error), self._bad = self._bad, None
             raise self._meaning(key, error)
@@ -195,19 +190,16 @@ class LogReader:
         messages: list[Any] = self._consumer.consume(1, timeout_s)
         if messages and max_records > 1:
             messages += self._consumer.consume(max_records - 1, 0)
-        records: list[LogRecord] = []
-        for message in messages:
-            if message.error() is not None:
-                self._note((message.topic(), message.partition()), message.error())
-                continue
-            record = _record(message)
-            self._next[record.topic, record.partition] = record.offset + 1
-            records.append(record)
-        if records:
+        good = [message for message in messages if message.error() is None]
+        if len(good) < len(messages):
+            for message in messages:
+                if message.error() is not None:
+                    self._note((message.topic(), message.partition()), message.error())
+        if good:
             self._reachable = True
         elif self._bad is not None:
-            return self.poll(max_records, timeout_s)
-        return records
+            return self._consume(max_records, timeout_s)
+        return good
 
     def watermarks(self, key: PartitionKey, *, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[int, int]:
         """Ask the broker for a partition's first offset and its end (the next record's offset).
@@ -292,4 +284,33 @@ def _record(message: Any) -> LogRecord:
         0 if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds * 1000,
         message.value() or b"",
         message.headers() or [],
+    )
+
+
+def _by_partition(messages: list[Any]) -> list[tuple[PartitionKey, list[Any]]]:
+    """Sort out messages by partition; their order in each stays."""
+    found: dict[PartitionKey, list[Any]] = {}
+    for message in messages:
+        found.setdefault((message.topic(), message.partition()), []).append(message)
+    return list(found.items())
+
+
+def _by_headers(messages: list[Any]) -> Iterator[tuple[bool, list[Any]]]:
+    """Cut where messages with headers follow messages without, and the other way round."""
+    headless = [message.headers() is None for message in messages]
+    if all(headless):
+        yield True, messages
+        return
+    for flag, group in groupby(zip(headless, messages, strict=True), key=lambda pair: pair[0]):
+        yield flag, [message for _, message in group]
+
+
+def _run(key: PartitionKey, messages: list[Any]) -> RecordRun:
+    stamps = [message.timestamp() for message in messages]
+    return RecordRun(
+        *key,
+        [message.offset() for message in messages],
+        messages[-1].leader_epoch(),
+        [0 if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds * 1000 for kind, milliseconds in stamps],
+        [message.value() or b"" for message in messages],
     )

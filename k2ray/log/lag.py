@@ -12,7 +12,7 @@ from typing import Protocol
 from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import TryAgain
-from k2ray.log.consumer import PartitionKey
+from k2ray.log.records import PartitionKey
 
 # Lag moves levels of degradation, which look at it every few seconds.
 ASK_INTERVAL_S = 5.0

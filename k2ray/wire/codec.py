@@ -1,5 +1,7 @@
 """6. Record batch <-> bytes: one Kafka value is one Arrow IPC stream with one batch of one partition.
 
+The default codec, and the form of seals with either codec; `encoder.py` chooses.
+
 A record's headers say what its value is: `k2ray-schema` (`trades/1`: table and version), `k2ray-kind` (`rows`, `seal`).
 The value is not compressed by default: Kafka compresses whole record batches, cheaper in CPU (benchmarks/codec.py) and
 denser than each Arrow buffer by itself. Reading is strict: what this module does not know exactly is a `BadRecord`.
@@ -93,6 +95,11 @@ def encode_seal(seal: Seal) -> tuple[bytes, Headers]:
     """Return a Kafka value and its headers for a control record that closes a gap for good."""
     row = {field.name: [getattr(seal, field.name)] for field in SEAL_WIRE}
     return _to_bytes(pa.RecordBatch.from_pydict(row, schema=SEAL_WIRE), None), list(_SEAL_HEADERS)
+
+
+def is_ours(headers: Sequence[tuple[str, bytes | None]] | None) -> bool:
+    """Whether a record says that it is in one of this module's forms; others are read as Avro (`reader.py`)."""
+    return any(name == KIND_HEADER for name, _ in headers or ())
 
 
 def decode(value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | None) -> pa.RecordBatch | Seal:

@@ -17,6 +17,7 @@ from k2ray.lake.progress import Offset
 from k2ray.lake.stage import Origin, ledger_location, stage
 from k2ray.layout import DataDir
 from k2ray.log.consumer import ClusterIds, LogRecord, OffsetLost, PartitionKey, Position, TopicIds
+from k2ray.log.records import Fetched, in_runs
 from k2ray.model import DECIMAL, QUOTES_WIRE, REPEATED, TIMESTAMP, TRADES_WIRE
 from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers, encode_rows
@@ -145,6 +146,9 @@ class MemoryReader:
         if not found and timeout_s:
             time.sleep(min(timeout_s, 0.002))
         return found
+
+    def fetch(self, max_records: int, timeout_s: float) -> list[Fetched]:
+        return in_runs(self.poll(max_records, timeout_s))
 
     def watermarks(self, key: PartitionKey, *, timeout_s: float = 1.0) -> tuple[int, int]:
         self.log.questions += 1
