@@ -98,12 +98,11 @@ class Prometheus:
     """A running Prometheus.
 
     Args:
-        url: Where it answers.
+        client: Asks it.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._client = httpx.Client(base_url=url, timeout=20)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return an instant query's result: objects with `metric` and `value`.
@@ -172,7 +171,8 @@ def running_prometheus(
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_ready(url, process, folder / "log")
-        yield Prometheus(url)
+        with httpx.Client(base_url=url, timeout=20) as client:
+            yield Prometheus(client)
     finally:
         process.terminate()
         try:
