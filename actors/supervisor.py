@@ -25,8 +25,8 @@ from actors.child import pid_space
 from actors.limits import LimitDesk
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
-from actors.reconciler import Reconciler
 from actors.pressure import too_much, worth_replacing
+from actors.reconciler import Reconciler
 from actors.report import count, count_supervisor, describe
 from actors.sampling import MemoryReport, MemorySampler, as_health
 from actors.scrape import Scrape
@@ -36,6 +36,7 @@ from k2ray.errors import BadInput, K2rayError, SupervisorUnavailable, TryAgain
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
 from k2ray.settings import Settings
+from k2ray.soak.samples import SampleLog
 
 LIST_INTERVAL_S = 1.0
 """How often Ray is asked who lives; only strays and lost lives are found this way, so it need not be quick."""
@@ -87,6 +88,7 @@ class Supervisor:
         self._reconciler: Reconciler | None = None
         self._keeper: BrokerKeeper | None = None
         self._limits = LimitDesk(self._layout.run)
+        self._samples = SampleLog(self._layout.logs)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._handles: dict[ActorName, Any] = {}
         self._scrape = Scrape(self._handles)
@@ -224,7 +226,15 @@ class Supervisor:
         broker = self._keeper.status() if self._keeper else None
         own = self._memory.report()
         self._status = describe(reconciler, broker, self._births, self._wanted, own)
+        self._write_sample(now_s)
         self._mind_own_memory(own)
+
+    def _write_sample(self, now_s: float) -> None:
+        """Write down once a minute how all are, for `k2ray validate`."""
+        try:
+            self._samples.note(self._status, self._clock.now_us() / 1e6, now_s)
+        except OSError as error:
+            self._log.warning("no sample", reason=str(error))
 
     def _mind_own_memory(self, own: MemoryReport) -> None:
         """Make room by an end: Ray starts the next supervisor at once, and it adopts everybody."""
