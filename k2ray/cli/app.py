@@ -109,6 +109,17 @@ def env(config: Config = None) -> None:
     run(config)
 
 
+@app.command()
+def monitoring(
+    folder: Annotated[Path, typer.Argument(help="Where the files go; made if missing.")],
+    config: Config = None,
+) -> None:
+    """Write Prometheus' config, the alert rules with their runbook, and Grafana's dashboards for this system."""
+    from k2ray.cli.monitoring import monitoring as run
+
+    run(config, folder)
+
+
 app.add_typer(broker, name="broker")
 app.command()(sim)
 

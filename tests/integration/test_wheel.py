@@ -94,6 +94,18 @@ def test_the_wheel_runs_up_a_query_and_down(
     assert down.returncode == 0, down.stdout + down.stderr
 
 
+@pytest.mark.integration
+@pytest.mark.timeout(INSTALL_S + COMMAND_S)
+def test_the_wheel_brings_its_alerts_and_dashboards(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "k2ray.yaml").write_text("{}\n")
+    command = [str(installed), "monitoring", "watch"]
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=COMMAND_S)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "watch" / "k2ray.rules.yml").exists()
+    assert list((tmp_path / "watch" / "grafana" / "dashboards").glob("*.json"))
+    assert list((tmp_path / "watch" / "docs" / "runbook").glob("*.md"))
+
+
 def _environment() -> dict[str, str]:
     """The process's environment without what would lead back to the repository."""
     return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
