@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from actors.history import read_history
 from k2ray.cli.console import out
+from k2ray.cli.picture import draw, reasons_of
 from k2ray.cli.system import System
 from k2ray.errors import OperatorNeeded, TryAgain
 from k2ray.log.broker import LocalBroker
@@ -22,7 +20,7 @@ from k2ray.log.broker import LocalBroker
 HEALTHY, DEGRADED, DOWN = 0, 1, 2
 ANSWER_TIMEOUT_S = 10.0
 WATCH_INTERVAL_S = 2.0
-PLAIN_WIDTH = 200
+PLAIN_WIDTH = 240
 
 
 def status(config: Path | None, *, as_json: bool, watch: bool) -> int:
@@ -33,14 +31,14 @@ def status(config: Path | None, *, as_json: bool, watch: bool) -> int:
         if as_json:
             out.print(json.dumps(picture), markup=False)
         else:
-            out.print(_draw(picture), width=None if out.is_terminal else PLAIN_WIDTH)
+            out.print(draw(picture), width=None if out.is_terminal else PLAIN_WIDTH)
         return verdict
     verdict = DOWN
     try:
         with Live(console=out, auto_refresh=False) as live:
             while True:
                 picture, verdict = look(system)
-                live.update(_draw(picture), refresh=True)
+                live.update(draw(picture), refresh=True)
                 time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return verdict
@@ -75,15 +73,7 @@ def look(system: System) -> tuple[dict[str, Any], int]:
         reasons.append(str(error))
         return picture, DOWN
     picture |= {key: answer[key] for key in ("level", "actors", "gaps")}
-    reasons += [
-        f"{actor['name']} is {actor['state']}: {actor['last_reason']}"
-        for actor in answer["actors"]
-        if actor["state"] != "running"
-    ]
-    if answer["stopping"]:
-        reasons.append("the system is being stopped")
-    if answer["broker"] is not None and not answer["broker"]["alive"]:
-        reasons.append(f"the local broker does not run: {answer['broker']['last_reason']}")
+    reasons += reasons_of(answer)
     if not system.ready():
         reasons.append(f"{system.api_url}/ready is not 200")
     return picture, DEGRADED if reasons else HEALTHY
@@ -114,54 +104,3 @@ def _kafka_address(system: System) -> str | None:
         return system.settings.kafka.bootstrap_servers
     address = LocalBroker(system.layout).status().address
     return address.bootstrap if address is not None else None
-
-
-def _draw(picture: dict[str, Any]) -> RenderableType:
-    table = Table(box=None, pad_edge=False)
-    for column in ("actor", "state", "pid", "restarts", "rss MB", "rate/s", "lag", "data age s", "last reason"):
-        table.add_column(
-            column, justify="right" if column in {"pid", "restarts", "rss MB", "rate/s", "lag"} else "left"
-        )
-    for actor in picture["actors"]:
-        colour = {"running": "green", "failed": "red"}.get(actor["state"], "yellow")
-        table.add_row(
-            actor["name"],
-            Text(actor["state"], style=colour),
-            _number(actor["pid"]),
-            _number(actor["restarts"]),
-            _number(actor["rss_bytes"], 1e-6),
-            _number(actor["rate"]),
-            _number(actor["lag_trades"]),
-            "" if actor["data_age_s"] is None else f"{actor['data_age_s']:.1f}",
-            Text(actor["last_reason"]),
-        )
-    verdict = "; ".join(picture["reasons"]) or "healthy"
-    head = f"api {picture['api']}   kafka {picture['kafka']}   ray {picture['ray']}   level {picture['level']}"
-    head += f"   release {picture['release']}" if picture["release"] else ""
-    if picture["deployment"] and picture["deployment"]["at_work"]:
-        head += (
-            f"\n{picture['deployment']['kind']} of {picture['deployment']['digest']}: {picture['deployment']['step']}"
-        )
-    parts: list[RenderableType] = [Text(head), Text(verdict, style="yellow" if picture["reasons"] else "green"), table]
-    if picture["gaps"]:
-        parts += [Text(f"{len(picture['gaps'])} open gaps", style="yellow"), _draw_gaps(picture["gaps"])]
-    return Group(*parts)
-
-
-def _draw_gaps(gaps: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("instrument", "space", "first id", "last id", "ids"):
-        table.add_column(column)
-    for gap in gaps[:20]:
-        table.add_row(
-            f"{gap['exchange']} {gap['symbol']}",
-            gap["sequence_space"],
-            str(gap["first_id"]),
-            str(gap["last_id"]),
-            f"{gap['last_id'] - gap['first_id'] + 1:,}",
-        )
-    return table
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    return "" if value is None else f"{value * factor:,.0f}"
