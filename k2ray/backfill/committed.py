@@ -80,11 +80,13 @@ class CommittedLedgers:
         except TryAgain:
             if table_name in self._seen:
                 raise
-            return TableLook(streams={stream: Committed() for stream in self._streams(table_name)})
+            return self._nothing(table_name)
         seen = self._seen.get(table_name)
         if seen is not None and seen[0] == table.metadata_location:
             return seen[1]
         progress = committed_progress(table.metadata)
+        if progress is None and not table.metadata.snapshots:
+            return self._nothing(table_name)  # between its creation and its genesis
         if progress is None:
             raise OperatorNeeded(f"{table_name}: no snapshot carries a progress key")
         if seen is not None and progress.snapshot_id == seen[1].snapshot_id:
@@ -105,6 +107,9 @@ class CommittedLedgers:
         channel, symbol = stream
         topic = topic_name(self._settings.kafka.topic_prefix, ASSET_CLASSES[self._exchange], channel, self._exchange)
         return topic, partition_of(self._exchange, symbol, self._settings.kafka.partitions)
+
+    def _nothing(self, table_name: str) -> TableLook:
+        return TableLook(streams={stream: Committed() for stream in self._streams(table_name)})
 
     def _streams(self, table_name: str) -> list[Stream]:
         symbols = self._settings.exchanges.enabled()[self._exchange].symbols
