@@ -17,6 +17,7 @@ from k2ray.layout import DataDir
 from k2ray.query.engine import QueryEngine
 from k2ray.settings import Settings
 from serve import problems
+from serve.completeness import completeness_routes
 from serve.market import market_routes
 from serve.meter import Meter
 from serve.metrics import UNKNOWN, SystemMetrics, alone, metrics_routes
@@ -93,6 +94,7 @@ def build_api(settings: Settings, status: SystemStatus, metrics: SystemMetrics |
     )
     problems.install(api)
     api.include_router(market_routes(engine.get, queries))
+    api.include_router(completeness_routes(engine.get, status, queries))
     api.include_router(status_routes(engine.check_tables, status, checks))
     api.include_router(metrics_routes(shown))
     api.add_middleware(Meter)

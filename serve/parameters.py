@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from k2ray.errors import BadRequest
+from k2ray.model import CHANNELS
+from k2ray.query.gaps import STATES
 from k2ray.query.request import DEFAULT_LIMIT, MAX_LIMIT, refuse_unknown
 from serve.formats import FORMATS
 
@@ -70,6 +72,22 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "description": "Which table.",
         "schema": {"type": "string", "enum": ["trades", "quotes"], "default": "trades"},
         "example": "trades",
+    },
+    "channel": {
+        "description": "Whose ids.",
+        "schema": {"type": "string", "enum": list(CHANNELS), "default": "trades"},
+        "example": "trades",
+    },
+    "first_id": {
+        "description": "Inclusive; a range of ids in place of one of time.",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 3601210987,
+    },
+    "last_id": {"description": "Inclusive.", "schema": {"type": "integer", "minimum": 0}, "example": 3601310987},
+    "state": {
+        "description": "What became of a gap; all without it.",
+        "schema": {"type": "string", "enum": list(STATES)},
+        "example": "lost",
     },
     "format": {
         "description": "Of the answer; without it the Accept header counts.",

@@ -16,15 +16,17 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
 from k2ray.clock import Clock, SystemClock
-from k2ray.errors import BadRequest, OperatorNeeded
+from k2ray.errors import BadRequest, CatalogUnavailable, OperatorNeeded, TryAgain
 from k2ray.lake.catalog import catalog_properties
 from k2ray.lake.durable import local_path
 from k2ray.layout import DataDir
 from k2ray.model import table_schema
 from k2ray.query.bars import BAR_KEY, BARS, bars_of, covering
+from k2ray.query.completeness import Completeness
 from k2ray.query.cursor import Cursor, decode_cursor, encode_cursor
 from k2ray.query.database import Database
 from k2ray.query.files import Pinned, Snapshots
+from k2ray.query.gaps import GAP_ROWS, GAPS, GapsRequest, read_gaps
 from k2ray.query.heads import Heads
 from k2ray.query.listing import Listing
 from k2ray.query.plan import Slice, prune, slices
@@ -71,6 +73,7 @@ class QueryEngine:
         self.snapshots = Snapshots(Heads(catalog, settings, clock or SystemClock()))
         self.database = Database([warehouse], settings.api.memory_bytes, settings.api.threads, settings.api.timeout_s)
         self._listing = Listing(self.database, self.snapshots)
+        self.completeness = Completeness(self.snapshots, self.database)
 
     def rows(self, request: RowsRequest) -> Answer:
         """Answer a question about rows.
@@ -146,6 +149,20 @@ class QueryEngine:
         """List a table's snapshots, the newest first; see `listing.py`."""
         rows, snapshot_id = self._listing.snapshots(table_name, limit)
         return Answer(rows, None, snapshot_id, 0)
+
+    def gaps(self, request: GapsRequest) -> Answer:
+        """List what became of gaps; nothing as long as there was none.
+
+        Raises:
+            CatalogUnavailable: Catalog or storage do not answer.
+        """
+        try:
+            table = self.snapshots.head(GAPS)
+        except CatalogUnavailable:
+            raise
+        except TryAgain:
+            return Answer(GAP_ROWS.empty_table(), None, None, 0)
+        return Answer(read_gaps(table, request), None, table.metadata.current_snapshot_id, 0)
 
     def check(self, table_names: Iterable[str]) -> None:
         """Return if every table can be read.

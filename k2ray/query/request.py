@@ -126,10 +126,10 @@ def parse_rows(table: str, parameters: Mapping[str, str]) -> RowsRequest:
     """
     refuse_unknown(parameters, ROW_PARAMETERS)
     return RowsRequest(
-        selection=_selection(table, parameters, allow_all_spaces=True),
+        selection=parse_selection(table, parameters, allow_all_spaces=True),
         order=_order(parameters),
         fields=_fields(parameters, table_schema(table).names),
-        limit=_limit(parameters),
+        limit=parse_limit(parameters),
         cursor=parameters.get("cursor"),
     )
 
@@ -145,10 +145,10 @@ def parse_bars(parameters: Mapping[str, str]) -> BarsRequest:
     """
     refuse_unknown(parameters, BAR_PARAMETERS)
     return BarsRequest(
-        selection=_selection("trades", parameters, allow_all_spaces=False),
+        selection=parse_selection("trades", parameters),
         order=_order(parameters),
         interval_us=parse_interval(parameters.get("interval", "1m")) * 1_000_000,
-        limit=_limit(parameters),
+        limit=parse_limit(parameters),
         cursor=parameters.get("cursor"),
     )
 
@@ -209,7 +209,12 @@ def parse_interval(text: str) -> int:
     return seconds
 
 
-def _selection(table: str, parameters: Mapping[str, str], *, allow_all_spaces: bool) -> Selection:
+def parse_selection(table: str, parameters: Mapping[str, str], *, allow_all_spaces: bool = False) -> Selection:
+    """Validate exchange, symbols, range of time and space.
+
+    Raises:
+        BadRequest: One of them is wrong; tell the client.
+    """
     start = parse_time("start", parameters["start"]) if "start" in parameters else None
     end = parse_time("end", parameters["end"]) if "end" in parameters else None
     if start is not None and end is not None and end < start:
@@ -281,7 +286,12 @@ def _fields(parameters: Mapping[str, str], known: list[str]) -> tuple[str, ...]:
     return fields
 
 
-def _limit(parameters: Mapping[str, str]) -> int:
+def parse_limit(parameters: Mapping[str, str]) -> int:
+    """Return `limit`, or its default.
+
+    Raises:
+        BadRequest: It is no number from 1 to `MAX_LIMIT`.
+    """
     text = parameters.get("limit", str(DEFAULT_LIMIT))
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_LIMIT:
         raise BadRequest("limit", f"{text!r} is not a limit; allowed: 1 to {MAX_LIMIT}")

@@ -1,0 +1,146 @@
+"""Is everything there? `/v1/completeness` answers by ids, and `/v1/gaps` what became of gaps.
+
+The ledger of the newest snapshot says what is stored and missing; the backfill, through the supervisor, what is on its
+way and which id the exchange named last. Without a supervisor the answer is the ledger's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from k2ray.errors import TryAgain
+from k2ray.query.completeness import PARAMETERS, CompletenessRequest, known_of, parse_completeness, to_json
+from k2ray.query.engine import Answer, QueryEngine
+from k2ray.query.gaps import GAP_PARAMETERS, parse_gaps
+from k2ray.query.proof import Known
+from serve.formats import choose_format, headers
+from serve.parameters import openapi_parameters, read_query
+from serve.problems import MEDIA_TYPE, PROBLEM_SCHEMA
+from serve.status import SystemStatus
+from serve.work import Workers
+
+_EXAMPLE = {
+    "data": [
+        {
+            "exchange": "binance",
+            "symbol": "BTCUSDT",
+            "channel": "trades",
+            "sequence_space": "",
+            "first_id": 3601210987,
+            "last_id": 3602498351,
+            "proof": "ids",
+            "complete": False,
+            "proven_to": {"id": 3602000000, "time": "2026-03-01T09:12:44.120381Z"},
+            "newest": {"id": 3602498351, "asked_at": "2026-03-01T09:30:01.004211Z"},
+            "missing_ids": 17,
+            "missing": [
+                {
+                    "first_id": 3602000001,
+                    "last_id": 3602000017,
+                    "ids": 17,
+                    "state": "filling",
+                    "since": "2026-03-01T09:12:44.120381Z",
+                    "until": "2026-03-01T09:12:46.870112Z",
+                }
+            ],
+            "reasons": ["17 ids are being fetched or committed"],
+        }
+    ],
+    "snapshot": "4861203742364821347",
+}
+_GAP_EXAMPLE = {
+    "exchange": "binance",
+    "symbol": "BTCUSDT",
+    "table": "trades",
+    "sequence_space": "",
+    "first_id": 3602000001,
+    "last_id": 3602000017,
+    "missing": 17,
+    "state": "filled",
+    "opened_at": "2026-03-01T09:12:48.112000Z",
+    "closed_at": "2026-03-01T09:13:06.530000Z",
+    "reason": "",
+    "snapshot_id": "4861203742364821347",
+}
+
+
+def completeness_routes(engine: Callable[[], QueryEngine], system_status: SystemStatus, workers: Workers) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        engine: Returns the engine, opened; may raise `TryAgain`. Called in a worker's thread.
+        system_status: Returns the supervisor's view, else raises `TryAgain`; blocking.
+        workers: Where blocking work goes.
+    """
+    router = APIRouter(prefix="/v1", tags=["completeness"])
+
+    @router.get(
+        "/completeness",
+        summary="First and last id, what is missing, and up to where nothing is",
+        **_documented("completeness", PARAMETERS, _EXAMPLE),
+    )
+    async def completeness(request: Request) -> Response:
+        asked = parse_completeness(read_query(request, PARAMETERS))
+        body = await workers.run(_answer, engine, system_status, asked)
+        return Response(msgspec.json.encode(body), media_type="application/json")
+
+    @router.get(
+        "/gaps",
+        summary="What was found missing, when, and what became of it; the newest first",
+        **_documented("gaps", (*GAP_PARAMETERS, "format"), {"data": [_GAP_EXAMPLE], "snapshot": _EXAMPLE["snapshot"]}),
+    )
+    async def gaps(request: Request) -> Response:
+        parameters = read_query(request, (*GAP_PARAMETERS, "format"))
+        form = choose_format(parameters.pop("format", None), request.headers.get("accept"))
+        asked = parse_gaps(parameters)
+
+        def work() -> tuple[Answer, bytes]:
+            found = engine().gaps(asked)
+            return found, b"".join(form.encode(found))
+
+        found, content = await workers.run(work)
+        return Response(content, headers=headers(found), media_type=form.media_type)
+
+    return router
+
+
+def _answer(
+    engine: Callable[[], QueryEngine], system_status: SystemStatus, asked: CompletenessRequest
+) -> dict[str, Any]:
+    known: dict[tuple[str, str, str], Known] = {}
+    # Asked before the ledger is read: what the exchange named then may only be behind what is stored, never ahead.
+    with contextlib.suppress(TryAgain):
+        known = known_of(system_status())
+    verdicts, snapshot_id = engine().completeness.verdicts(asked, known)
+    channel = asked.channel.name
+    return {
+        "data": [
+            to_json(
+                verdict, channel, known.get((verdict.numbering.exchange, channel, verdict.numbering.symbol), Known())
+            )
+            for verdict in verdicts
+        ],
+        "snapshot": None if snapshot_id is None else str(snapshot_id),
+    }
+
+
+def _documented(name: str, parameters: tuple[str, ...], example: dict[str, Any]) -> dict[str, Any]:
+    error = {"content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
+    return {
+        "response_class": Response,
+        "operation_id": name,
+        "openapi_extra": openapi_parameters(parameters),
+        "responses": {
+            200: {"description": "An answer.", "content": {"application/json": {"example": example}}},
+            400: {"description": "The question is wrong: field says where, allowed what would be right.", **error},
+            404: {"description": "Nothing of this exchange or symbol is in the table.", **error},
+            503: {"description": "A part is away, or the replica is full: ask again after Retry-After.", **error},
+        },
+    }
