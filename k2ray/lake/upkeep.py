@@ -182,8 +182,9 @@ class TableUpkeep:
                 continue  # the writer was faster: look anew
             self._faults("expired")
             metrics.SNAPSHOTS_EXPIRED.labels(self._name).inc(len(going))
-            unnamed = {place: kind for place, kind in named.items() if place not in self._names(table)}
-            deleted = self._delete(table, ((kind, place) for place, kind in unnamed.items()), "mid_delete")
+            still = self._names(table)
+            unnamed = [(kind, place) for place, kind in named.items() if place not in still]
+            deleted = self._delete(table, unnamed, "mid_delete")
             log.info("upkeep", table=self._name, tagged=plan.tag, expired=len(going), files_deleted=deleted)
             return replace(report, tagged=plan.tag, snapshots_expired=len(going), files_deleted=deleted)
         raise CatalogUnavailable(f"upkeep of {self._name}: lost {COMMIT_ATTEMPTS} races in a row")
