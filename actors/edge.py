@@ -43,6 +43,7 @@ CHILD_CLASSES = {
     "backfill": "actors.backfill:BackfillActor",
     "writer": "actors.writer:WriterActor",
     "upkeep": "actors.upkeep:UpkeepActor",
+    "serializer": "actors.serializer:SerializerActor",
 }
 """Role -> the class that lives it. A wanted state may name others, which is how tests supervise small ones."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from actors.child import Child
 from actors.limits import Permits
 from actors.rates import Rate
+from actors.schemas import encoder_of, keep_learning
 from k2ray.feed.session import FeedSession
 from k2ray.log.producer import LogProducer
 from k2ray.log.spool import Spool
@@ -23,6 +24,10 @@ CLOSE_TIMEOUT_S = 5.0
 SWITCH_INTERVAL_S = 0.0005
 """A reader that never waits keeps Ray's own threads from the interpreter: health answers took 5 s and more with
 Python's default of 5 ms, and 9 ms with this."""
+
+
+SCHEMAS_WAIT_S = 3.0
+"""How long a feed that is to send Avro waits for its schema ids before it connects; rows before that go as Arrow."""
 
 
 class FeedActor(Child):
@@ -47,6 +52,7 @@ class FeedActor(Child):
             settings=self.settings.kafka,
         )
         self._permits = Permits(self.layout.namespace, self.settings)
+        self._encoder = encoder_of(self.layout.namespace, self.settings)
         self._session = FeedSession(
             self.settings,
             exchange,
@@ -54,12 +60,15 @@ class FeedActor(Child):
             self._producer,
             copy=int(copy[0]) if copy else 1,
             permit=functools.partial(self._permits.permit, exchange, "connects"),
+            encoder=self._encoder,
         )
         self._asked_to_drain = asyncio.Event()
         self._rate = Rate()
 
     async def main(self) -> None:
         """Record until drained; then flush, so that everything received is in Kafka or in the spool."""
+        learning = asyncio.create_task(keep_learning(self._encoder, self.settings))
+        await asyncio.wait({learning}, timeout=SCHEMAS_WAIT_S)
         recording = asyncio.create_task(self._session.run())
         asked = asyncio.create_task(self._asked_to_drain.wait())
         try:
@@ -70,6 +79,7 @@ class FeedActor(Child):
             await recording
         finally:
             asked.cancel()
+            learning.cancel()
             await asyncio.to_thread(self._producer.close, CLOSE_TIMEOUT_S)
 
     async def drain(self) -> None:

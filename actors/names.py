@@ -73,7 +73,8 @@ def wanted_actors(settings: Settings) -> list[str]:
         for name, chosen in exchanges.enabled().items()
         if settings.backfill.enabled and any(CHANNELS[channel].proves_gaps for channel in chosen.channels)
     ]
-    return [*(f"writer:{table}" for table in tables), *feeds, *backfills, *(f"upkeep:{table}" for table in tables)]
+    writers, upkeeps = [f"writer:{table}" for table in tables], [f"upkeep:{table}" for table in tables]
+    return ["serializer", *writers, *feeds, *backfills, *upkeeps]
 
 
 def preferred_node(name: ActorName, nodes: Sequence[str]) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 from actors.child import Child
 from actors.faults import FaultPoints
 from actors.rates import Rate
+from actors.schemas import schemas_of
 from k2ray.errors import TryAgain
 from k2ray.lake.writer import TableWriter
 
@@ -34,7 +35,8 @@ class WriterActor(Child):
         super().__init__(name, settings_json)
         table = self.name.owns[0]
         faults = FaultPoints(self.layout.run, self.name.logical)
-        self._writer = TableWriter(self.settings, self.layout, table, self.bootstrap, faults=faults)
+        schemas = schemas_of(self.layout.namespace, self.settings)
+        self._writer = TableWriter(self.settings, self.layout, table, self.bootstrap, faults=faults, schemas=schemas)
         self._rate = Rate()
         self._has_read = False
 

@@ -12,8 +12,6 @@ import pyarrow.compute as pc
 from k2ray.model import DECIMAL, REPEATED, STRING_MAP
 from k2ray.wire.avro_cursor import KEEP, NOT_TEXT, NULL, TRUNCATED, WIDE, Bits, Buffer, Cursor, Ints
 
-_BOUND = 10**DECIMAL.precision
-_BOUND_HIGH, _BOUND_LOW = np.int64(_BOUND >> 64), np.uint64(_BOUND & 0xFFFFFFFFFFFFFFFF)
 _SHORT = 16
 _FEW = 4
 
@@ -107,8 +105,12 @@ def decimals(cursor: Cursor, start: Ints, length: Ints, scale: int) -> pa.Array:
         first = buffer.big[start].astype(np.uint64).view(np.int64)
         high = np.where(size > 8, first >> np.minimum((16 - size) * 8, 63), high)
     unsigned = low.view(np.uint64)
-    over = (high > _BOUND_HIGH) | ((high == _BOUND_HIGH) & (unsigned >= _BOUND_LOW))
-    under = (high < ~_BOUND_HIGH) | ((high == ~_BOUND_HIGH) & (unsigned <= ~_BOUND_LOW + np.uint64(1)))
+    # Arrow does not check that a rescaled number still fits (it wraps around), so the bound is the smaller scale's own.
+    bound = 10 ** (DECIMAL.precision - max(0, DECIMAL.scale - scale))
+    above, rest = np.int64(bound >> 64), np.uint64(bound & 0xFFFFFFFFFFFFFFFF)
+    over = (high > above) | ((high == above) & (unsigned >= rest))
+    below, rest = np.int64(-bound >> 64), np.uint64(-bound & 0xFFFFFFFFFFFFFFFF)
+    under = (high < below) | ((high == below) & (unsigned <= rest))
     wrong = over | under
     if wrong.any():
         cursor.mark(wrong, WIDE)

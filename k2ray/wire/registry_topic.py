@@ -3,9 +3,9 @@
 A record's key is its subject and version, its value the schema and its id; nothing is ever overwritten, so compaction
 removes nothing and the topic holds all of it for ever. Who registers:
 
-1. opens a transaction under one transactional id for the prefix, which fences any other that registers;
+1. takes the one transactional id of the prefix, which fences any other that registers;
 2. reads the topic to its end: nobody else can add to it now;
-3. checks, and writes the new version, which counts only once the transaction is committed.
+3. checks, and writes the new version in a transaction, which counts only once it is committed.
 
 So ids and versions are dense, and two that register at once cannot both believe that they were first. An id that is not
 known after reading to the end does not exist: whoever used it had it from here.
@@ -16,6 +16,7 @@ compact where that may still help, and refused where something is gone already.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
@@ -145,23 +146,27 @@ class TopicRegistry:
             }
         )
         try:
-            producer.init_transactions(ANSWER_TIMEOUT_S)
-            producer.begin_transaction()
-            self._read_to_end()
-            known = self._known(subject, schema)
-            if known is not None:
-                producer.abort_transaction(ANSWER_TIMEOUT_S)
-                return known
-            versions = self._state.subjects.get(subject, [])
-            check_compatible(subject, schema, [self._state.by_id[n] for n in versions], self._level)
-            # One schema under two subjects keeps its id, as Confluent's registry does it.
-            same = (n for n, text in self._state.by_id.items() if text == schema)
-            number = next(same, max(self._state.by_id, default=0) + 1)
-            key = msgspec.json.encode(_Key(subject, len(versions) + 1))
-            producer.produce(self.topic, key=key, value=msgspec.json.encode(_Value(number, schema)), partition=0)
-            producer.commit_transaction(ANSWER_TIMEOUT_S)
+            return self._in_transaction(producer, subject, schema)
         finally:
-            producer.close()
+            # The close of a producer that was fenced both returns and sets an error.
+            with contextlib.suppress(SystemError):
+                producer.close()
+
+    def _in_transaction(self, producer: Producer, subject: str, schema: str) -> int:
+        producer.init_transactions(ANSWER_TIMEOUT_S)
+        self._read_to_end()
+        known = self._known(subject, schema)
+        if known is not None:
+            return known
+        versions = self._state.subjects.get(subject, [])
+        check_compatible(subject, schema, [self._state.by_id[n] for n in versions], self._level)
+        # One schema under two subjects keeps its id, as Confluent's registry does it.
+        same = (n for n, text in self._state.by_id.items() if text == schema)
+        number = next(same, max(self._state.by_id, default=0) + 1)
+        producer.begin_transaction()
+        key = msgspec.json.encode(_Key(subject, len(versions) + 1))
+        producer.produce(self.topic, key=key, value=msgspec.json.encode(_Value(number, schema)), partition=_PARTITION)
+        producer.commit_transaction(ANSWER_TIMEOUT_S)
         _log.info("schema_registered", subject=subject, id=number, version=len(versions) + 1)
         self._read_to_end()
         return number

@@ -49,6 +49,7 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
         names = {actor["name"] for actor in status["actors"]}
         assert names == {
             "supervisor",
+            "serializer#1",
             *(f"{name}#1" for name in ("feed:binance:0", "backfill:binance", "writer:trades", "writer:quotes")),
             "upkeep:trades#1",
             "upkeep:quotes#1",

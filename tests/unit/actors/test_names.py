@@ -27,7 +27,8 @@ def test_names_of_others_are_refused(text: str) -> None:
 def test_wanted_actors_follow_from_the_settings() -> None:
     exchanges = {"binance": {"channels": ["trades", "agg_trades"], "connections": 2}}
     settings = load_settings(arguments={"exchanges": exchanges}, environ={})
-    wanted = ["writer:trades", "feed:binance:0", "feed:binance:1", "backfill:binance", "upkeep:trades"]
+    feeds = ["feed:binance:0", "feed:binance:1"]
+    wanted = ["serializer", "writer:trades", *feeds, "backfill:binance", "upkeep:trades"]
     assert wanted_actors(settings) == wanted
 
 
