@@ -54,9 +54,9 @@ bench: $(STAMP) ## Every benchmark; each prints a table, writes benchmarks/resul
 	@$(BIN)/python -m benchmarks.all
 	@$(BIN)/python -m benchmarks.render
 
-soak: $(STAMP) ## One hour of the whole system under load, ids compared at the end (SECONDS=3600)
-	@exec $(BIN)/k2ray demo --seconds $(or $(SECONDS),3600)
+soak: $(STAMP) ## The whole system for HOURS=1 under load, judged by ids and samples; the report is k2ray-soak/report.html
+	@exec $(BIN)/k2ray soak --hours $(or $(HOURS),1) $(if $(RATE),--rate $(RATE))
 
 clean: ## Remove what the targets made: environment, caches, demo data
-	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache k2ray-data k2ray-demo
+	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache k2ray-data k2ray-demo k2ray-soak
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,6 +94,21 @@ def rotate(
 
 
 @app.command()
+def gaps(
+    config: Config = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    symbols: Annotated[str | None, typer.Option(help="Only these, with commas between.")] = None,
+) -> None:
+    """Show first and last id of each instrument and what is missing. Exit status: 0 complete, 1 not, 2 nothing there.
+
+    Works while the system is down; what is on its way is only known while it runs.
+    """
+    from k2ray.cli.gaps import gaps as run
+
+    raise typer.Exit(run(config, as_json=json, symbols=symbols))
+
+
+@app.command()
 def down(config: Config = None) -> None:
     """Drain and stop what `up` started: feeds, then writers, then the rest. Never stops a Ray that it joined."""
     from k2ray.cli.down import down as run
@@ -139,3 +154,47 @@ def demo(
     from k2ray.cli.demo import demo as run
 
     raise typer.Exit(run(seconds, rate=rate, data_dir=data_dir, port=port, transport=transport, seed=seed))
+
+
+@app.command()
+def soak(
+    hours: Annotated[float, typer.Option(min=0.001, help="Of the schedule's time.")] = 1.0,
+    rate: Annotated[float, typer.Option(min=1, help="Trades per second that the simulated exchange makes.")] = 500,
+    data_dir: Annotated[Path, typer.Option(help="Data and report go there; made anew.")] = Path("k2ray-soak"),
+    port: Annotated[int | None, typer.Option(help="The API's port. Default: 8000, or a free one.")] = None,
+    transport: Annotated[str, typer.Option(help="How the feed reads: websockets or picows.")] = "websockets",
+    compress: Annotated[
+        float, typer.Option(min=1, help="Shorten schedules by this: 720 makes a day of 24 hours two minutes.")
+    ] = 1.0,
+    sample_s: Annotated[float, typer.Option(min=0.5, help="Real seconds between samples.")] = 60.0,
+    quotes: Annotated[
+        bool, typer.Option(help="Record quotes too. Without them each of the exchange's days ends with a cut.")
+    ] = True,
+) -> None:
+    """Run the whole system for hours and judge it: memory growth, rate, ids lost and doubled, rotations, pings.
+
+    Exit status: 0 passed, 1 failed, 2 not proven (too short, too few samples).
+    """
+    from k2ray.cli.soak import Soak
+    from k2ray.cli.soak import soak as run
+
+    wish = Soak(hours, rate, data_dir, port, transport, compress, sample_s, quotes)
+    raise typer.Exit(run(wish))
+
+
+@app.command()
+def validate(
+    config: Config = None,
+    since: Annotated[str, typer.Option(help="Beginning: 2026-01-31T12:00 (UTC), or how long ago: 7d, 12h, 90min.")] = (
+        "24h"
+    ),
+    until: Annotated[str | None, typer.Option(help="End, the same way. Default: a minute ago.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The report's folder. Default: reports below data_dir.")] = None,
+) -> None:
+    """Judge a period of a running system by its samples and its tables, as a soak is judged.
+
+    Exit status: 0 passed, 1 failed, 2 not proven (too short, too few samples).
+    """
+    from k2ray.cli.validate import validate as run
+
+    raise typer.Exit(run(config, since, until, out))

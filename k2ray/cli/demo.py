@@ -7,14 +7,7 @@ Everything it starts is its own: a simulator, and a k2ray of its own data folder
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +17,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
 
-from k2ray.errors import K2rayError, TryAgain
+from k2ray.cli.own_system import Stopped, choose_port, interruptible, make_empty, run_command
 from k2ray.sim.process import Sim, running_sim
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT", "BTCFDUSD")
-DEFAULT_PORT = 8000
-# The stop drains up to four roles in turn.
-STOP_S = 180
 
 console = Console()
-
-
-class _Stopped(Exception):
-    """SIGINT or SIGTERM came."""
 
 
 def demo(
@@ -66,17 +52,17 @@ def demo(
     """
     config = data_dir / "k2ray.yaml"
     verdict = 1
-    with _interruptible():
+    with interruptible():
         try:
             _step(f"data folder {data_dir}")
-            _make_empty(data_dir)
+            make_empty(data_dir)
             _step("simulated exchange (Binance's protocol over TLS, with its own CA)")
             with running_sim(data_dir, rate=rate, seed=seed, symbols=SYMBOLS) as sim:
                 console.print(f"    {sim.ws_url}  {rate:g} trades/s of {', '.join(SYMBOLS)}", highlight=False)
-                _record(sim, config, _choose_port(port), transport, seconds)
+                _record(sim, config, choose_port(port), transport, seconds)
             assert sim.truth is not None
             verdict = _summary(config, sim.truth)
-        except _Stopped:
+        except Stopped:
             console.print("stopped before the recording began")
     return verdict
 
@@ -87,81 +73,18 @@ def _record(sim: Sim, config: Path, port: int, transport: str, seconds: float | 
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     try:
         _step("k2ray up: broker, topics, tables, Ray, supervisor, feeds, writers, API")
-        _k2ray("up", config, check=True)
+        run_command("up", config, check=True)
         _show_questions(f"http://127.0.0.1:{port}")
-        with contextlib.suppress(_Stopped):
+        with contextlib.suppress(Stopped):
             _watch(f"http://127.0.0.1:{port}", seconds)
     finally:
         _step("stopping: the exchange first, then feeds, Kafka, writers, actors, Ray")
         sim.stop()
-        _k2ray("down", config, check=False)
+        run_command("down", config, check=False)
 
 
 def _step(text: str) -> None:
     console.print(f"[bold cyan]==>[/] {text}", highlight=False)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `_Stopped`, once: what follows is stopping, which further ones do not disturb."""
-
-    def stop(*_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _make_empty(folder: Path) -> None:
-    """Remove an earlier demo's data, and only that: a folder without our config is somebody else's."""
-    config = folder / "k2ray.yaml"
-    if config.exists():
-        _k2ray("down", config, check=False, quiet=True)
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise K2rayError(f"{folder} is not empty and no earlier demo's; choose another with --data-dir")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _choose_port(wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
-    for candidate in (DEFAULT_PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            chosen: int = probe.getsockname()[1]
-            return chosen
-    raise TryAgain("no free port on 127.0.0.1")
-
-
-def _k2ray(command: str, config: Path, *, check: bool, quiet: bool = False) -> None:
-    """Run another k2ray command in a session of its own, so that Ctrl-C does not cut it in half."""
-    output = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "k2ray.cli", command, "--config", str(config)],
-        start_new_session=True,
-        stdout=output,
-        stderr=output,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        status = process.wait()
-    except _Stopped:
-        process.send_signal(signal.SIGINT)
-        process.wait(STOP_S)
-        raise
-    if check and status:
-        raise K2rayError(f"`k2ray {command}` failed with status {status}; see {config.parent / 'data' / 'logs'}")
 
 
 def _show_questions(address: str) -> None:

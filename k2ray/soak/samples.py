@@ -1,7 +1,7 @@
 """What a running system says of itself once a minute, as a line of JSON, in a file a day.
 
-The supervisor writes them below `<data_dir>/logs`, `k2ray validate` reads them back. A line holds plain numbers only; what
-cannot be read (a line cut off by a crash) is left out and counted as a missing sample.
+The supervisor writes them below `<data_dir>/logs`, `k2ray validate` reads them back. A line holds plain numbers only;
+what cannot be read (a line cut off by a crash) is left out, and missing among the samples that a verdict asks for.
 
 Next in the flow: `verdict.py`.
 """

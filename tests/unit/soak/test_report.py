@@ -1,0 +1,79 @@
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+from k2ray.soak.plots import plot
+from k2ray.soak.report import as_html, as_json, write_report
+from k2ray.soak.verdict import Run, judge
+from tests.support.runs import SINCE, an_hour
+
+
+class Page(HTMLParser):
+    """Collects tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {"src", "href", "onload"} & {name for name, _ in attrs}, "the page needs nothing from elsewhere"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_shows_all_plots_and_needs_no_network() -> None:
+    run = an_hour()
+    page = Page(as_html("soak of 1 h", run, judge(run)))
+    assert {"script", "link", "img"}.isdisjoint(page.tags)
+    for title in ("Memory of each actor", "Rows stored", "Lag", "Freshness", "Rotations", "Open gaps"):
+        assert title in page.text
+    assert "soak of 1 h: passed" in page.text
+    assert "ran 1 h of 1 h" in page.text
+
+
+def test_a_report_of_a_short_run_says_so_in_both_forms(tmp_path: Path) -> None:
+    """Trap 28: results declared without having run."""
+    run = an_hour(until_s=SINCE + 1200, aborted="interrupted")
+    as_data, page = write_report(tmp_path / "new", "soak of 1 h", run, judge(run))
+    data = json.loads(as_data.read_text())
+    assert (data["verdict"], data["asked_s"], data["ran_s"], data["aborted"]) == (
+        "not proven",
+        3600.0,
+        1200.0,
+        "interrupted",
+    )
+    assert "ran 20 min of 1 h asked; ended early: interrupted" in Page(page.read_text()).text
+
+
+def test_unknown_growth_is_null_and_not_infinity() -> None:
+    run = Run(SINCE, SINCE + 60, 3600, an_hour().plan, an_hour().samples[:2])
+    text = json.dumps(as_json("x", run, judge(run)), allow_nan=False)
+    assert json.loads(text)["growth_mb_per_day"]["feed:binance:0"]["mb_per_day"] is None
+
+
+def test_names_cannot_break_out_of_the_page() -> None:
+    run = dataclasses.replace(an_hour(), aborted="<script>alert(1)</script>")
+    assert "<script>" not in as_html("<b>", run, judge(run))
+
+
+def test_a_plot_is_an_image_with_every_point_in_its_frame() -> None:
+    svg = re.search(r"<svg.*</svg>", plot("Memory", "MB", {"a": [(0.0, 1.0), (60.0, 90.0)], "b": [(30.0, 5.0)]}))
+    assert svg is not None
+    tree = ElementTree.fromstring(svg[0])
+    lines = [line.attrib["points"] for line in tree.iter("polyline")]
+    points = [tuple(map(float, point.split(","))) for line in lines for point in line.split()]
+    assert len(points) == 3
+    assert all(70 <= x <= 848 and 10 <= y <= 196 for x, y in points)
+    assert points[0][1] > points[1][1], "more is higher"
+    assert len(list(tree.iter("circle"))) == 1, "a single point can be seen"
+
+
+def test_a_plot_without_values_says_so() -> None:
+    assert "nothing was recorded" in plot("Lag", "rows", {"a": [], "b": [(1.0, float("nan"))]})
