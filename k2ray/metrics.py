@@ -20,9 +20,10 @@ LABELS = {
     "exchange": "`binance`.",
     "feed": "Index of a feed of its exchange.",
     "kind": "Of an event: each metric says which.",
+    "limit": "`soft`, `hard`.",
     "outcome": "Of an attempt: each metric says which.",
     "place": "`data_dir`, `warehouse`.",
-    "quantile": "`0.5`, `0.99`.",
+    "percentile": "`50`, `99`: so many rows in a hundred are below.",
     "reason": "Why, one of a fixed list: each metric says which.",
     "resource": "What an exchange limits: `connects`, `weight`.",
     "role": "First part of an actor's name.",
@@ -125,7 +126,7 @@ WRITER_LAG_SECONDS = Gauge(
     "k2ray_writer_lag_seconds", "Age of the newest record read while more wait behind it, else 0.", ["table"]
 )
 FRESHNESS_SECONDS = Gauge(
-    "k2ray_freshness_seconds", "Event time to commit, of the newest commits' rows: a quantile.", ["table", "quantile"]
+    "k2ray_freshness_seconds", "Event time to commit, of the newest commits' rows.", ["table", "percentile"]
 )
 COMMIT_WAIT_SECONDS = Gauge(
     "k2ray_commit_wait_seconds", "Seconds that the oldest row in the writer has waited for its commit.", ["table"]
@@ -215,4 +216,6 @@ ACTOR_LEAK_SCORE = Gauge(
 METRICS_AGE_SECONDS = Gauge(
     "k2ray_metrics_age_seconds", "Seconds since the actor gave its metrics; what is shown of it is that old.", ["actor"]
 )
-SUPERVISOR_UP = Gauge("k2ray_supervisor_up", "1 while the supervisor answers this replica in time.")
+SUPERVISOR_UP = Gauge(
+    "k2ray_supervisor_up", "1 while the supervisor answers this replica of the API in time.", ["role"]
+)

@@ -48,14 +48,14 @@ class SystemMetrics:
 
     async def answer(self) -> str:
         """Return everybody's metrics as text, within a deadline."""
-        SUPERVISOR_UP.set(1)
+        self._show_supervisor(True)
         own = generate_latest().decode()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 self._name, texts = await self._workers.run(self._ask_all, own)
                 return await self._workers.run(merge_metrics, texts)
         except (TryAgain, TimeoutError):
-            SUPERVISOR_UP.set(0)
+            self._show_supervisor(False)
             return merge_metrics({self._name: generate_latest().decode()})
 
     @contextlib.asynccontextmanager
@@ -73,10 +73,14 @@ class SystemMetrics:
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     self._name = await self._workers.run(self._report, generate_latest().decode())
-                SUPERVISOR_UP.set(1)
+                self._show_supervisor(True)
             except (TryAgain, TimeoutError):
-                SUPERVISOR_UP.set(0)
+                self._show_supervisor(False)
             await asyncio.sleep(REPORT_INTERVAL_S)
+
+    def _show_supervisor(self, answers: bool) -> None:
+        # A labelled metric is only there where it is set; an unlabelled one would be 0 in every process.
+        SUPERVISOR_UP.labels("api").set(answers)
 
 
 def alone(text: str) -> tuple[str, dict[str, str]]:

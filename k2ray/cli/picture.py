@@ -55,7 +55,7 @@ def draw(picture: dict[str, Any]) -> RenderableType:
     """Return the picture for a terminal."""
     table = Table(box=None, pad_edge=False)
     for column, side in _COLUMNS:
-        table.add_column(column, justify="right" if side == "right" else "left")
+        table.add_column(column, justify="right" if side == "right" else "left", no_wrap=column != "last reason")
     for actor in picture["actors"]:
         table.add_row(*_cells(actor))
     verdict = "; ".join(picture["reasons"]) or "healthy"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.live import Live
 
 from actors.history import read_history
@@ -31,7 +32,9 @@ def status(config: Path | None, *, as_json: bool, watch: bool) -> int:
         if as_json:
             out.print(json.dumps(picture), markup=False)
         else:
-            out.print(draw(picture), width=None if out.is_terminal else PLAIN_WIDTH)
+            # Rich takes 80 columns where there is no terminal, which would cut names and reasons.
+            console = out if out.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
+            console.print(draw(picture))
         return verdict
     verdict = DOWN
     try:

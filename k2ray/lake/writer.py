@@ -290,9 +290,9 @@ class TableWriter:
             metrics.LEDGER_EVENTS.labels(self._name, event.kind).inc()
             log.warning("ledger", table=self._name, **asdict(event))
         self._freshness.note(batch.event_times, self._clock.now_us())
-        for quantile in (0.5, 0.99):
-            if (seconds := self._freshness.quantile_s(quantile)) is not None:
-                metrics.FRESHNESS_SECONDS.labels(self._name, str(quantile)).set(seconds)
+        for percentile in (50, 99):
+            if (seconds := self._freshness.quantile_s(percentile / 100)) is not None:
+                metrics.FRESHNESS_SECONDS.labels(self._name, str(percentile)).set(seconds)
         self._gaps = list(landing.gaps)
         self._last_commit_s = now
         self._note_progress(landed.progress)

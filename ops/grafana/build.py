@@ -73,7 +73,7 @@ OVERVIEW = (
     Panel(
         "Freshness",
         "s",
-        {"{{table}} q{{quantile}}": now("k2ray_freshness_seconds")},
+        {"{{table}} p{{percentile}}": now("k2ray_freshness_seconds")},
         text="Event time to commit, of the newest commits' rows.",
     ),
     Panel("Behind Kafka", "s", {"{{table}}": now("k2ray_writer_lag_seconds")}),
@@ -161,7 +161,7 @@ LAKE = (
         },
     ),
     Panel("Oldest row waits", "s", {"{{table}}": now("k2ray_commit_wait_seconds")}),
-    Panel("Freshness", "s", {"{{table}} q{{quantile}}": now("k2ray_freshness_seconds")}),
+    Panel("Freshness", "s", {"{{table}} p{{percentile}}": now("k2ray_freshness_seconds")}),
     Panel("Behind Kafka", "short", {"{{table}}": now("k2ray_writer_lag_trades")}, text="Rows."),
     Panel("Behind Kafka in time", "s", {"{{table}}": now("k2ray_writer_lag_seconds")}),
     Panel("Tried again", "short", {"{{table}} {{reason}}": total("k2ray_writer_retries_total", "table, reason")}),

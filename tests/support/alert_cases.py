@@ -87,7 +87,7 @@ CASES = (
         (Series("DEAD_LETTERS", {"exchange": "binance", "source": "feed", "cause": "malformed"}, appearing(1), FEED),),
     ),
     Case("K2rayWriterLag", (Series("WRITER_LAG_SECONDS", TRADES, growing(1, 61), WRITER),)),
-    Case("K2rayFreshness", (Series("FRESHNESS_SECONDS", {**TRADES, "quantile": "0.99"}, steady(45), WRITER),)),
+    Case("K2rayFreshness", (Series("FRESHNESS_SECONDS", {**TRADES, "percentile": "99"}, steady(45), WRITER),)),
     Case(
         "K2rayNothingStored",
         (
@@ -118,7 +118,7 @@ CASES = (
         ),
     ),
     Case("K2rayActorLeaking", (Series("ACTOR_LEAK_SCORE", {}, steady(0.9), WRITER),)),
-    Case("K2raySupervisorHung", (Series("SUPERVISOR_UP", {}, steady(0), API),)),
+    Case("K2raySupervisorHung", (Series("SUPERVISOR_UP", {"role": "api"}, steady(0), API),)),
     Case("K2rayMetricsOld", (_actor("METRICS_AGE_SECONDS", growing(15)),)),
     Case(
         "K2rayApiErrors",
@@ -146,7 +146,7 @@ _TYPICAL = {
     "limit": "soft",
     "outcome": "done",
     "place": "data_dir",
-    "quantile": "0.99",
+    "percentile": "99",
     "reason": "schedule",
     "resource": "weight",
     "role": "feed",

@@ -59,7 +59,7 @@ def test_every_metric_is_used_by_the_code() -> None:
     used: set[str] = set()
     for package in ("k2ray", "actors", "serve"):
         for path in (ROOT / package).rglob("*.py"):
-            if path.name == "metrics.py":
+            if path == ROOT / "k2ray" / "metrics.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute):

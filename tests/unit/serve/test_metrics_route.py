@@ -92,7 +92,7 @@ async def test_a_replica_that_nobody_asks_reports_and_survives_a_restart_of_the_
     async with system.reporting():
         await until(lambda: desk.reports > 1)
         desk.away = True
-        await until(lambda: float(metrics.SUPERVISOR_UP._value.get()) == 0)
+        await until(lambda: float(metrics.SUPERVISOR_UP.labels("api")._value.get()) == 0)
         desk.away = False
         seen = desk.reports
         await until(lambda: desk.reports > seen)
