@@ -243,3 +243,17 @@ class BackfillWorld:
         """Return the rows of the gaps table, in the order of their storing."""
         table = load_table(self.catalog, self.settings, "gaps")
         return [] if table is None else table.scan().to_arrow().to_pylist()
+
+
+async def lost_filled_and_open(found: BackfillWorld) -> BackfillWorld:
+    """Leave BTC 1 to 9 with 3 lost and 5 to 6 filled, and ETH 1 and 4 with 2 to 3 open."""
+    found.publish([1, 2, 4, 7, 8, 9])
+    found.exchange.horizon = 4
+    async with found.running():
+        await until(
+            lambda: len([event for event in found.events() if event["state"] != "open"]) == 2, "both are closed"
+        )
+    found.publish([1, 4], "ETHUSDT")
+    async with found.writing():
+        await until(lambda: len(found.stored("ETHUSDT")) == 2, "an open one")
+    return found
