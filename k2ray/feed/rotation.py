@@ -32,6 +32,7 @@ from k2ray.feed.events import (
     Drained,
     DrainRequested,
     Event,
+    Failed,
     Instruction,
     Replace,
     RotationRequested,
@@ -65,6 +66,7 @@ class Rotation:
         rotations: Reason -> how many were completed.
         reconnects: Connections that were up and ended before another one delivered.
         drained: Nothing is open and nothing is held, for good.
+        last_reason: Why the last connection or attempt ended, or was to be replaced.
     """
 
     def __init__(
@@ -156,6 +158,8 @@ class Rotation:
                 addressed = [item for item in self.connections if item.connection == event.connection]
                 if isinstance(event, Closed) and addressed == [self.serving]:
                     self._note_loss(event)
+                elif isinstance(event, Failed):
+                    self.last_reason = event.reason
         for item in addressed:
             self._tell(item, event, now_s, out)
         for item in self.connections:

@@ -243,6 +243,8 @@ class FeedSession:
                     line.opening.cancel()
         for instruction in self._machine.handle(event, self.clock.monotonic_s()):
             self._carry_out(instruction)
+        if isinstance(event, events.Closed):
+            _log.info("feed_closed", connection=event.connection, reason=event.reason, feed=self._feed)
         if isinstance(event, events.Failed | events.Closed):
             self._lines.pop(event.connection, None)
             self._publisher.end(event.connection)

@@ -84,7 +84,7 @@ def describe(machine: Rotation, publisher: Publisher, symbols: int, now_s: float
         loop_age_s=now_s - turn_s,
         reconnects=machine.reconnects,
         stale_probes=machine.probes,
-        last_reason=machine.last_reason or serving.last_reason,
+        last_reason=machine.last_reason,
         symbols=symbols,
         rotations=dict(machine.rotations),
     )

@@ -28,12 +28,13 @@ class Exchange:
         self.connecting: set[int] = set()
         self.up: set[int] = set()
         self.closing: set[int] = set()
-        self.deaf: set[int] = set()
+        self.opened_s: dict[int, float] = {}
+        self.alive: set[int] = set()
+        self.answered: set[int] = set()
         self.sent = 0
         self.published: Counter[bytes] = Counter()
         self.drained = False
         self.draining = False
-        self.most_sockets = 0
 
     @property
     def sockets(self) -> set[int]:
@@ -42,6 +43,11 @@ class Exchange:
     @property
     def delivering(self) -> set[int]:
         return self.up - self.closing
+
+    def proved(self, connection: int) -> bool:
+        """Whether this connection is known to deliver what is sent from now on."""
+        waited = self.now_s >= self.opened_s[connection] + FEED.pong_timeout_s
+        return connection in self.answered or (connection in self.alive and waited)
 
     def tell(self, event: events.Event) -> None:
         ended_by_peer = isinstance(event, events.Closed)
@@ -59,6 +65,8 @@ class Exchange:
                 case events.Close(connection):
                     assert connection in self.up
                     self.closing.add(connection)
+                    newer = [number for number in self.delivering if number > connection]
+                    assert self.draining or all(map(self.proved, newer)), "closed before the next one delivers"
                 case events.Ping(connection) | events.Say(connection):
                     assert connection in self.up
                 case events.Replace():
@@ -75,13 +83,15 @@ class Exchange:
         pick = self.random.choice
         up, open_ones = sorted(self.up), sorted(self.delivering)
         if action == "time":
-            self.now_s += pick([0.001, 0.1, 1.0, 3.0, 11.0, 40.0, 15_000.0])
+            self.now_s += pick([0.001, 0.1, 1.0, 3.0, 3.0, 11.0, 40.0, 15_000.0])
             self.tell(events.Tick())
         elif action == "frames" and up:
             count = pick([1, 1, 10, 300])
             frames = [str(self.sent + number).encode() for number in range(count)]
             self.sent += count
-            self.tell(events.Frames(pick(up), frames, 1))
+            number = pick(up)
+            self.alive.add(number)
+            self.tell(events.Frames(number, frames, 1))
         elif action == "connect" and self.connecting:
             self.connect(pick(sorted(self.connecting)))
         elif action == "refuse" and self.connecting:
@@ -91,9 +101,13 @@ class Exchange:
         elif action == "gone" and up:
             self.end(pick(up))
         elif action == "pong" and up:
-            self.tell(events.Pong(pick(up)))
+            number = pick(up)
+            self.alive.add(number)
+            self.tell(events.Pong(number))
         elif action == "answer" and up:
-            self.tell(events.Subscribed(pick(up), pick([4, 4, 4, 3])))
+            number = pick(up)
+            self.answered.add(number)
+            self.tell(events.Subscribed(number, pick([4, 4, 4, 3])))
         elif action == "shutdown" and open_ones:
             self.tell(events.ShutdownAnnounced(pick(open_ones)))
         elif action == "operator":
@@ -107,6 +121,7 @@ class Exchange:
     def connect(self, number: int) -> None:
         self.connecting.discard(number)
         self.up.add(number)
+        self.opened_s[number] = self.now_s
         self.tell(events.Opened(number))
 
     def end(self, number: int) -> None:
@@ -124,6 +139,8 @@ class Exchange:
             for number in sorted(self.closing):
                 self.end(number)
             for number in sorted(self.up):
+                self.alive.add(number)
+                self.answered.add(number)
                 self.tell(events.Pong(number))
                 self.tell(events.Subscribed(number, 4))
             due_s = self.subject.due_s
@@ -137,20 +154,13 @@ class Exchange:
         return alone and self.subject.ready and len(self.up) == 1 and not self.closing
 
 
+# Weighted so that rotations get to their end, not only under way.
 ACTIONS = (
-    "time",
-    "time",
-    "frames",
-    "connect",
-    "connect",
-    "answer",
-    "answer",
-    "refuse",
-    "gone",
-    "pong",
-    "shutdown",
-    "operator",
-    "caught up",
+    *("time",) * 6,
+    *("connect",) * 5,
+    *("answer",) * 4,
+    *("pong",) * 2,
+    *("frames", "frames", "operator", "operator", "shutdown", "caught up", "refuse", "gone"),
 )
 
 
