@@ -111,8 +111,9 @@ def _jobs(group: list[LiveFile], min_files: int, upkeep: Upkeep) -> Iterable[Job
     if len(joined) < min_files:
         return
     for run in _runs(sorted(joined, key=lambda file: (file.first_us, file.path)), upkeep.compact_target_bytes):
-        if len(run) > 1:
-            yield Job(tuple(run))
+        kept = {file.path for file in _worth_joining(run)}
+        if len(kept) > 1:
+            yield Job(tuple(file for file in run if file.path in kept))
 
 
 def _worth_joining(group: Sequence[LiveFile]) -> list[LiveFile]:
