@@ -14,7 +14,7 @@ from actors.child import Child
 from actors.limits import Permits
 from actors.rates import Rate
 from k2ray.backfill.committed import CommittedLedgers
-from k2ray.backfill.gaps_table import GapsTable
+from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.session import BackfillSession
 from k2ray.clock import SystemClock
 from k2ray.errors import TryAgain
@@ -108,7 +108,7 @@ class BackfillActor(Child):
                 producer,
                 reader,
                 CommittedLedgers(catalog, self.settings, self._exchange, clock),
-                GapsTable(catalog, self.settings),
+                gap_recorder(catalog, self.settings, self.layout, self._exchange, clock),
                 self._budget,
                 tls,
                 clock,

@@ -27,8 +27,8 @@ from k2ray.lake.catalog import ensure_table, load_table, table_identifier
 from k2ray.lake.commit import Append, commit_append, no_faults
 from k2ray.lake.durable import AWAY
 from k2ray.lake.progress import Offset, committed_progress
-from k2ray.lake.schema import PROPERTIES
-from k2ray.lake.stage import Origin, ledger_location, write_file
+from k2ray.lake.schema import PROPERTIES, partition_spec, sort_order
+from k2ray.lake.stage import DAY_US, Origin, file_location, ledger_location, write_file
 from k2ray.model import TIMESTAMP
 from k2ray.settings import Settings
 
@@ -41,16 +41,17 @@ SCHEMA = Schema(
     NestedField(1, "event_id", _TEXT, required=True),
     NestedField(2, "exchange", _TEXT, required=True),
     NestedField(3, "symbol", _TEXT, required=True),
-    NestedField(4, "table", _TEXT, required=True),
-    NestedField(5, "sequence_space", _TEXT, required=True),
-    NestedField(6, "first_id", _ID, required=True),
-    NestedField(7, "last_id", _ID, required=True),
-    NestedField(8, "missing", _ID, required=True),
-    NestedField(9, "state", _TEXT, required=True),
-    NestedField(10, "opened_at", TimestamptzType(), required=True),
-    NestedField(11, "closed_at", TimestamptzType()),
-    NestedField(12, "reason", _TEXT, required=True),
-    NestedField(13, "snapshot_id", _ID, required=True),
+    NestedField(4, "timestamp", TimestamptzType(), required=True),
+    NestedField(5, "table", _TEXT, required=True),
+    NestedField(6, "sequence_space", _TEXT, required=True),
+    NestedField(7, "first_id", _ID, required=True),
+    NestedField(8, "last_id", _ID, required=True),
+    NestedField(9, "missing", _ID, required=True),
+    NestedField(10, "state", _TEXT, required=True),
+    NestedField(11, "opened_at", TimestamptzType(), required=True),
+    NestedField(12, "closed_at", TimestamptzType()),
+    NestedField(13, "reason", _TEXT, required=True),
+    NestedField(14, "snapshot_id", _ID, required=True),
 )
 
 
@@ -96,7 +97,7 @@ class GapsTable:
         """Store events and the state that they led to.
 
         Args:
-            events: What happened since `history()`.
+            events: What happened since `history()`, to one exchange's gaps, found at one time.
             after: The new state.
 
         Raises:
@@ -112,12 +113,12 @@ class GapsTable:
             with table.io.new_output(ledger).create() as stream:
                 stream.write(_dump_history(after))
             columns = {field.name: field for field in schema_to_pyarrow(table.schema(), include_field_ids=True)}
-            name = Origin("k2ray.gaps", 0, start, end).file_name()
-            location = f"{table.location().rstrip('/')}/data/{name}"
-            file = write_file(table, columns, [rows_of(events)], location, Record(), no_faults)
+            day, exchange = events[0].at_us // DAY_US, events[0].key[1]
+            location = file_location(table, day, exchange, Origin(GAPS, 0, start, end).file_name())
+            file = write_file(table, columns, [rows_of(events)], location, Record(day, exchange), no_faults)
         except AWAY as error:
             raise CatalogUnavailable(f"gaps: cannot stage: {error}") from error
-        append = Append((file,), {POSITION: Offset(start)}, {POSITION: Offset(end)}, ledger, None, {})
+        append = Append((file,), {POSITION: Offset(start)}, {POSITION: Offset(end)}, ledger, None, {POSITION[0]: GAPS})
         commit_append(table, append)
         self._events, self._history = end, after
 
@@ -141,6 +142,7 @@ def rows_of(events: Sequence[GapEvent]) -> pa.Table:
             "event_id": pa.array([event.event_id for event in events], pa.string()),
             "exchange": pa.array([event.key[1] for event in events], pa.string()),
             "symbol": pa.array([event.key[2] for event in events], pa.string()),
+            "timestamp": pa.array([event.at_us for event in events], pa.int64()).cast(TIMESTAMP),
             "table": pa.array([event.key[0] for event in events], pa.string()),
             "sequence_space": pa.array([event.key[3] for event in events], pa.string()),
             "first_id": pa.array([event.first for event in events], pa.int64()),
@@ -160,7 +162,13 @@ def _create(catalog: Catalog, settings: Settings) -> None:
     properties = {**PROPERTIES, "write.metadata.previous-versions-max": kept}
     try:
         with contextlib.suppress(TableAlreadyExistsError):
-            catalog.create_table(table_identifier(settings, GAPS), schema=SCHEMA, properties=properties)
+            catalog.create_table(
+                table_identifier(settings, GAPS),
+                schema=SCHEMA,
+                partition_spec=partition_spec(SCHEMA),
+                sort_order=sort_order(SCHEMA),
+                properties=properties,
+            )
     except AWAY as error:
         raise CatalogUnavailable(f"cannot create {GAPS}: {error}") from error
 

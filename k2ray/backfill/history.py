@@ -62,6 +62,11 @@ class GapEvent:
     snapshot_id: int
 
     @property
+    def at_us(self) -> int:
+        """When it was found."""
+        return self.opened_us if self.closed_us is None else self.closed_us
+
+    @property
     def event_id(self) -> str:
         """The same for the same event, whoever finds it."""
         return f"{'/'.join(self.key)}/{self.first}-{self.last}/{self.state}"

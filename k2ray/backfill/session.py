@@ -33,7 +33,6 @@ from k2ray import metrics, model
 from k2ray.backfill.committed import CommittedLedgers, TableLook, proving_channels
 from k2ray.backfill.delivery import Delivery, Letter, LogEnds, Producer, Record
 from k2ray.backfill.fetch import RestReader, SharedBudget
-from k2ray.backfill.gaps_table import GapsTable
 from k2ray.backfill.model import Answer, GiveUp, Newest, Page, Policy
 from k2ray.backfill.plan import Planner
 from k2ray.backfill.recorder import GapRecorder
@@ -98,7 +97,7 @@ class BackfillSession:
         producer: Where rows and seals go, without a spool; used from one thread at a time.
         ends: Where the log's ends are asked.
         ledgers: What is committed.
-        history: The gaps table.
+        recorder: Keeps the gaps table.
         budget: The weight that all processes of the address share.
         tls: From `transport.tls_context`.
         clock: Time.
@@ -112,7 +111,7 @@ class BackfillSession:
         producer: Producer,
         ends: LogEnds,
         ledgers: CommittedLedgers,
-        history: GapsTable,
+        recorder: GapRecorder,
         budget: SharedBudget,
         tls: ssl.SSLContext,
         clock: Clock,
@@ -122,7 +121,7 @@ class BackfillSession:
         self._exchange = exchange
         self._chosen = settings.exchanges.enabled()[exchange]
         self._ledgers = ledgers
-        self._recorder = GapRecorder(history, exchange, clock)
+        self._recorder = recorder
         self._delivery = Delivery(exchange, producer, ends, ledgers.partition)
         self._clock = clock
         self._adapter = adapter_named(exchange)
@@ -243,6 +242,10 @@ class BackfillSession:
                 _log.warning("gaps_not_recorded", reason=str(error))
             else:
                 self._trouble.pop("history", None)
+        try:
+            await asyncio.to_thread(self._recorder.tidy)
+        except TryAgain as error:
+            _log.warning("gaps_not_tidied", reason=str(error))
 
     # --- prove
 

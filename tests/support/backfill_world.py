@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from k2ray.backfill.committed import CommittedLedgers
-from k2ray.backfill.gaps_table import GapsTable
+from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.session import BackfillSession
 from k2ray.clock import SystemClock
 from k2ray.lake.catalog import load_table, open_catalog
@@ -172,7 +172,7 @@ class BackfillWorld:
             self.producer,
             MemoryReader(self.log),
             CommittedLedgers(self.catalog, self.settings, "binance", clock),
-            GapsTable(self.catalog, self.settings),
+            gap_recorder(self.catalog, self.settings, self.layout, "binance", clock),
             self.budget,
             ssl.create_default_context(),
             clock,
