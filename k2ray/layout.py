@@ -6,7 +6,8 @@
   warehouse/   Iceberg data and metadata      catalog.db   SQLite catalog
   spool/       batches that Kafka has not taken, a folder a feed
   scratch/     files without a name while upkeep merges what does not fit into memory
-  logs/        a JSON-lines file an actor     run/         pid files, addresses, Ray's token, wanted.json
+  logs/        a JSON-lines file an actor; samples of all, a file a day (`soak/samples.py`)
+  run/         pid files, addresses, Ray's token, wanted.json
   releases/    code and settings that ran, to go back to; their history
 ```
 """

@@ -1,8 +1,8 @@
 """`k2ray soak`: the whole system under a simulated exchange for hours, judged at the end by ids and by its samples.
 
 The real thing, started as `k2ray demo` does. `--compress` shortens schedules only (rotations, pings, the exchange's
-day): network timeouts, and the code, stay what they are. Each of the exchange's days ends with a shutdown notice and,
-where it cannot lose anything for good, with the 24 h cut.
+day): network timeouts, and the code, stay what they are. Each of the exchange's days has a shutdown notice and, where
+it cannot lose anything for good, a cut as at 24 h: on request, since connections that rotate never live that long.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from k2ray.soak.verdict import EXIT_STATUS, Compared, Plan, Run, Verdict, judge
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT", "BTCFDUSD")
 CHANNEL_OF = {"trades": "trade", "quotes": "bookTicker"}
 DAY_S = 86_400.0
-NOTICE_AT, CUT_AT = 21.5 / 24, 23.5 / 24
-"""When in its day the exchange announces its end, and when it cuts a connection without a word."""
+CUT_AT, NOTICE_AT = 18 / 24, 23.25 / 24
+"""When in its day the exchange cuts a connection without a word, and when it announces its end."""
 
 GAPS_CLOSE_S = 120.0
-"""How long backfill may take at the end, before the exchange goes away."""
+"""How long backfill may take at the end, before the exchange goes away: its grace time, and some rounds."""
 
 ROTATE_EVERY_S = 3600.0
 """In a soak of less than a day: the shortest allowed, so that an hour has one rotation."""
@@ -216,12 +216,14 @@ class _Watch:
             self._sim.fault("close", connection=max(numbers))
 
     def _await_backfill(self, client: httpx.Client) -> None:
-        """Let gaps close while the exchange can still be asked."""
-        deadline = time.monotonic() + GAPS_CLOSE_S
-        while time.monotonic() < deadline:
+        """Let gaps close while the exchange can still be asked; one is known once its rows are committed."""
+        quiet_s = 2 * self._settings.lake.commit.interval_s + 2
+        now = time.monotonic()
+        deadline, last_gap = now + GAPS_CLOSE_S, now
+        while (now := time.monotonic()) < deadline and now - last_gap < quiet_s:
             with contextlib.suppress(httpx.HTTPError, ValueError):
-                if not sample_of(client.get("/v1/status").raise_for_status().json(), 0.0).gaps:
-                    return
+                if sample_of(client.get("/v1/status").raise_for_status().json(), 0.0).gaps:
+                    last_gap = now
             time.sleep(1.0)
 
 
@@ -231,10 +233,10 @@ def _incidents(wish: Soak) -> list[tuple[float, str]]:
     found = []
     start = 0.0
     while start < wish.seconds:
-        found.append((start + NOTICE_AT * day, "shutdown notice"))
         # What an unannounced cut loses of quotes, nobody can fetch again.
         if not wish.quotes:
             found.append((start + CUT_AT * day, "24 h cut"))
+        found.append((start + NOTICE_AT * day, "shutdown notice"))
         start += day
     return [one for one in found if one[0] < wish.seconds]
 

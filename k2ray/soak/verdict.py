@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from k2ray.soak.evidence import Evidence
@@ -26,8 +26,8 @@ LEAST_SECONDS = 0.999
 LEAST_SAMPLED = 0.95
 """Part of the samples that a period should have."""
 
-ROTATION_S = 20.0
-"""What a rotation itself may take: connect, overlap, close."""
+ROTATION_S = 3.0
+"""How late a rotation may begin: a connection's age counts from its opening, and the one before must have ended."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,17 @@ def _processes(samples: Iterable[Sample]) -> dict[str, list[list[tuple[float, Ac
 
 def rotations_of(samples: Sequence[Sample]) -> dict[str, int]:
     """Return reason -> rotations completed while the samples were taken, over all feeds."""
+    return _counted(samples, lambda actor: actor.rotations)
+
+
+def _counted(samples: Sequence[Sample], counts: Callable[[ActorSample], Mapping[str, int]]) -> dict[str, int]:
+    """Return how much counters grew, over all processes: one that began meanwhile began at 0."""
     total: dict[str, int] = defaultdict(int)
     first_s = samples[0].at_s if samples else 0.0
     for processes in _processes(samples).values():
         for process in processes:
-            begun = process[0][1].rotations if process[0][0] == first_s else {}
-            for reason, count in process[-1][1].rotations.items():
+            begun = counts(process[0][1]) if process[0][0] == first_s else {}
+            for reason, count in counts(process[-1][1]).items():
                 total[reason] += count - begun.get(reason, 0)
     return {reason: count for reason, count in total.items() if count}
 
@@ -260,13 +265,15 @@ def _rotations(run: Run) -> Check:
     plan = run.plan
     found = rotations_of(run.samples)
     scheduled = found.get("schedule", 0)
-    others = sum(found.values()) - scheduled
+    reconnects = _counted(run.samples, lambda actor: {"": actor.reconnects}).get("", 0)
+    others = sum(found.values()) - scheduled + reconnects
     observed_s = run.samples[-1].at_s - run.samples[0].at_s if run.samples else 0.0
-    # A rotation for another reason begins the connection's age anew.
+    # A connection that is new for another reason begins its age anew.
     least = max(0, plan.feeds * int(observed_s / (plan.rotate_every_s + ROTATION_S)) - others)
     most = plan.feeds * (int(observed_s / (plan.rotate_every_s * (1 - plan.jitter))) + 1)
     wanted = f"{least} to {most} by schedule"
     text = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items())) or "none"
+    text += f", {reconnects} reconnects" if reconnects else ""
     if not plan.feeds or (not scheduled and not least):
         return Check("rotations", wanted, f"{text}; none was due in this time", NOT_PROVEN)
     return Check("rotations", wanted, text, PASSED if least <= scheduled <= most else FAILED)

@@ -1,0 +1,108 @@
+"""The host's clock steps by an hour, both ways: feed and writer go on, no id is lost or doubled, on a real Kafka.
+
+Quotes carry no time of the exchange: their `timestamp` is when they came, and steps along. Trades keep theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from pyiceberg.table import Table
+
+from k2ray.lake.catalog import load_table, open_catalog
+from k2ray.lake.writer import TableWriter
+from k2ray.layout import DataDir
+from k2ray.sim.audit import audit, data_files
+from tests.support.feed_world import STREAM_OF, FeedWorld
+from tests.support.kafka import TestBroker
+from tests.support.sim import start_sim
+
+pytestmark = pytest.mark.integration
+
+HOUR_S = 3600
+
+
+class SteppedClock:
+    """The machine's clocks; somebody sets the wall clock. The monotonic one never steps."""
+
+    def __init__(self) -> None:
+        self.step_s = 0
+
+    def now_us(self) -> int:
+        return time.time_ns() // 1_000 + self.step_s * 1_000_000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+def stored(world: FeedWorld, folder: Path, clock: SteppedClock, table_name: str) -> Table:
+    """Write all that Kafka holds, as the writer actor does, while the clock steps between its commits."""
+    settings = world.settings.model_copy(update={"data_dir": folder})
+    layout = DataDir(folder)
+    for step_s in (0, HOUR_S, -HOUR_S):
+        clock.step_s = step_s
+        writer = TableWriter(settings, layout, table_name, world.broker.bootstrap, clock=clock)
+        try:
+            assert writer.drain(60)
+        finally:
+            writer.close()
+    table = load_table(open_catalog(settings, layout), settings, table_name)
+    assert table is not None
+    return table
+
+
+async def test_the_hosts_clock_stepped_by_an_hour_both_ways(broker: TestBroker, tmp_path: Path) -> None:
+    with start_sim(tmp_path, rate=600) as sim:
+        clock = SteppedClock()
+        world = FeedWorld(broker, tmp_path, sim, clock=clock)
+        async with world.running():
+            for step_s in (0, HOUR_S, -HOUR_S, 0):
+                clock.step_s = step_s
+                await world.received(500)
+                assert world.status.ready, "no timeout follows the wall clock"
+        assert world.status.reconnects == 0
+        assert sum(world.status.rotations.values()) == 0
+        sim.stop()
+        assert sim.truth is not None
+        for channel in ("trades", "quotes"):
+            table = stored(world, tmp_path / "lake", clock, channel)
+            found = audit(sim.truth, table, STREAM_OF[channel])
+            # The feed was drained before the exchange stopped: what came after its last row was not for it.
+            lost = lost_before_the_end(sim.truth, table, STREAM_OF[channel])
+            assert (lost, found.duplicated, found.invented) == (0, 0, 0), found
+            ahead, behind = hours_off(table)
+            if channel == "quotes":
+                assert ahead > 100
+                assert behind > 100
+            else:
+                assert (ahead, behind) == (0, 0), "trades have the exchange's time"
+
+
+def lost_before_the_end(truth: Path, table: Table, stream: str) -> int:
+    with duckdb.connect() as connection:
+        row = connection.execute(
+            """WITH stored AS (SELECT symbol, source_sequence AS id FROM read_parquet($files)),
+            heard AS (SELECT symbol, min(id) AS low, max(id) AS high FROM stored GROUP BY ALL)
+            SELECT count(*) FROM read_parquet($truth) sent JOIN heard
+            ON heard.symbol = sent.symbol::VARCHAR AND sent.id BETWEEN heard.low AND heard.high
+            ANTI JOIN stored ON stored.symbol = sent.symbol::VARCHAR AND stored.id = sent.id
+            WHERE sent.channel::VARCHAR = $stream""",
+            {"files": list(data_files(table)), "truth": str(truth), "stream": stream},
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def hours_off(table: Table) -> tuple[int, int]:
+    """Return how many rows have a timestamp half an hour or more ahead of now, and behind it."""
+    with duckdb.connect() as connection:
+        row = connection.execute(
+            """SELECT count(*) FILTER (epoch(timestamp) > $now + 1800), count(*) FILTER (epoch(timestamp) < $now - 1800)
+            FROM read_parquet($files)""",
+            {"files": list(data_files(table)), "now": time.time()},
+        ).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
