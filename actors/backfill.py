@@ -13,6 +13,7 @@ from typing import Any
 from actors.child import Child
 from actors.limits import Permits
 from actors.rates import Rate
+from actors.schemas import encoder_of, keep_learning
 from k2ray.backfill.committed import CommittedLedgers
 from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.session import BackfillSession
@@ -60,6 +61,7 @@ class BackfillActor(Child):
         super().__init__(name, settings_json)
         (self._exchange,) = self.name.owns
         self._budget = ExchangeBudget(Permits(self.layout.namespace, self.settings), self._exchange)
+        self._encoder = encoder_of(self.layout.namespace, self.settings)
         self._session: BackfillSession | None = None
         self._rate = Rate()
 
@@ -67,12 +69,14 @@ class BackfillActor(Child):
         """Close gaps until drained; then flush what was produced last."""
         producer = LogProducer(self.bootstrap, client_id=self.name.logical, spool=None, settings=self.settings.kafka)
         reader = LogReader(self.bootstrap, options=self.settings.kafka.options)
+        learning = asyncio.create_task(keep_learning(self._encoder, self.settings))
         try:
             session = await self._open(producer, reader)
             if session is not None:
                 self._session = session
                 await self._work(session)
         finally:
+            learning.cancel()
             await asyncio.to_thread(producer.close, self.settings.supervision.drain_timeout_s / 2)
             await asyncio.to_thread(reader.close)
 
@@ -106,6 +110,7 @@ class BackfillActor(Child):
                 self.settings,
                 self._exchange,
                 producer,
+                self._encoder,
                 reader,
                 CommittedLedgers(catalog, self.settings, self._exchange, clock),
                 gap_recorder(catalog, self.settings, self.layout, self._exchange, clock),

@@ -12,19 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
+
 from k2ray.backfill.model import Stream
 from k2ray.errors import BrokerUnavailable
 from k2ray.exchanges.base import DeadFrame
-from k2ray.wire.codec import Headers
+from k2ray.model import CHANNELS
+from k2ray.wire.codec import Seal, encode_seal
+from k2ray.wire.encoder import RowEncoder, RowProducer, publish_rows
 
 FLUSH_S = 2.0
 
 
-class Producer(Protocol):
+class Producer(RowProducer, Protocol):
     """What a backfill needs of `log.producer.LogProducer`."""
-
-    def publish(self, topic: str, partition: int, value: bytes, headers: Headers, rows: int) -> None:
-        """Take a record."""
 
     def dead_letter(self, exchange: str, raw: bytes, reason: str, *, source: str, at_us: int) -> None:
         """Take a row that cannot be stored."""
@@ -41,13 +42,19 @@ class LogEnds(Protocol):
 
 
 @dataclass(frozen=True)
-class Record:
-    """A Kafka value for a stream's partition."""
+class Rows:
+    """Rows of a stream, in its table's wire schema."""
 
     stream: Stream
-    value: bytes
-    headers: Headers
-    rows: int
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class SealRecord:
+    """A stream's ids that are lost for good."""
+
+    stream: Stream
+    seal: Seal
 
 
 @dataclass(frozen=True)
@@ -58,34 +65,45 @@ class Letter:
     frame: DeadFrame
 
 
+Item = Rows | SealRecord | Letter
+
+
 class Delivery:
     """Delivers for one exchange; one delivery at a time.
 
     Args:
         exchange: Whose dead letters.
         producer: Without a spool; used from one thread at a time.
+        encoder: How rows look in Kafka.
         ends: Where the log's ends are asked.
         partition: Stream -> topic and partition.
     """
 
     def __init__(
-        self, exchange: str, producer: Producer, ends: LogEnds, partition: Callable[[Stream], tuple[str, int]]
+        self,
+        exchange: str,
+        producer: Producer,
+        encoder: RowEncoder,
+        ends: LogEnds,
+        partition: Callable[[Stream], tuple[str, int]],
     ) -> None:
         self._exchange = exchange
         self._producer = producer
+        self._encoder = encoder
         self._ends = ends
         self._partition = partition
         self._busy = threading.Lock()
         self.trouble = ""
 
-    async def deliver(self, records: Sequence[Record], letters: Sequence[Letter] = ()) -> dict[Stream, int]:
-        """Return the end of each record's partition once Kafka has confirmed everything."""
-        if not records and not letters:
+    async def deliver(self, items: Sequence[Item]) -> dict[Stream, int]:
+        """Return where the partition of each stream with rows or seals ends, once Kafka has confirmed everything."""
+        if not items:
             return {}
-        todo: list[Record | Letter] = [*records, *letters]
+        todo = list(items)
+        streams = {item.stream for item in items if not isinstance(item, Letter)}
         while True:
             try:
-                offsets = await asyncio.to_thread(self._try, todo, {record.stream for record in records})
+                offsets = await asyncio.to_thread(self._try, todo, streams)
             except BrokerUnavailable as error:
                 self.trouble = str(error)
                 await asyncio.sleep(FLUSH_S)
@@ -100,7 +118,7 @@ class Delivery:
         with self._busy:
             return self._producer.flush(timeout_s)
 
-    def _try(self, todo: list[Record | Letter], streams: set[Stream]) -> dict[Stream, int] | None:
+    def _try(self, todo: list[Item], streams: set[Stream]) -> dict[Stream, int] | None:
         """Publish what is left of `todo`; None if Kafka has not confirmed all yet."""
         with self._busy:
             try:
@@ -115,10 +133,17 @@ class Delivery:
         ends = {key: self._ends.watermarks(key)[1] for key in set(keys.values())}
         return {stream: ends[key] for stream, key in keys.items()}
 
-    def _publish(self, item: Record | Letter) -> None:
-        if isinstance(item, Record):
-            topic, partition = self._partition(item.stream)
-            self._producer.publish(topic, partition, item.value, item.headers, item.rows)
-        else:
-            frame, source = item.frame, f"backfill:{':'.join(item.stream)}"
-            self._producer.dead_letter(self._exchange, frame.raw, frame.reason, source=source, at_us=frame.received_us)
+    def _publish(self, item: Item) -> None:
+        match item:
+            case Rows(stream, rows):
+                topic, partition = self._partition(stream)
+                table = CHANNELS[stream[0]].table
+                publish_rows(self._producer, self._encoder, topic, partition, table, rows)
+            case SealRecord(stream, seal):
+                topic, partition = self._partition(stream)
+                self._producer.publish(topic, partition, *encode_seal(seal), 0)
+            case Letter(stream, frame):
+                source = f"backfill:{':'.join(stream)}"
+                self._producer.dead_letter(
+                    self._exchange, frame.raw, frame.reason, source=source, at_us=frame.received_us
+                )

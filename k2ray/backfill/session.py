@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from k2ray import metrics, model
 from k2ray.backfill.committed import CommittedLedgers, TableLook, proving_channels
-from k2ray.backfill.delivery import Delivery, Letter, LogEnds, Producer, Record
+from k2ray.backfill.delivery import Delivery, Item, Letter, LogEnds, Producer, Rows, SealRecord
 from k2ray.backfill.fetch import RestReader, SharedBudget
 from k2ray.backfill.model import Answer, GiveUp, Newest, Page, Policy
 from k2ray.backfill.plan import Planner
@@ -46,7 +46,8 @@ from k2ray.exchanges.limits import Limit
 from k2ray.ledger import LedgerParams
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
-from k2ray.wire.codec import Seal, encode_rows, encode_seal
+from k2ray.wire.codec import Seal
+from k2ray.wire.encoder import RowEncoder
 
 PAUSE_FIRST_S = 0.5
 PAUSE_MAX_S = 60.0
@@ -95,6 +96,7 @@ class BackfillSession:
         settings: All settings.
         exchange: Name in `settings.exchanges`.
         producer: Where rows and seals go, without a spool; used from one thread at a time.
+        encoder: How rows look in Kafka.
         ends: Where the log's ends are asked.
         ledgers: What is committed.
         recorder: Keeps the gaps table.
@@ -109,6 +111,7 @@ class BackfillSession:
         settings: Settings,
         exchange: str,
         producer: Producer,
+        encoder: RowEncoder,
         ends: LogEnds,
         ledgers: CommittedLedgers,
         recorder: GapRecorder,
@@ -122,7 +125,7 @@ class BackfillSession:
         self._chosen = settings.exchanges.enabled()[exchange]
         self._ledgers = ledgers
         self._recorder = recorder
-        self._delivery = Delivery(exchange, producer, ends, ledgers.partition)
+        self._delivery = Delivery(exchange, producer, encoder, ends, ledgers.partition)
         self._clock = clock
         self._adapter = adapter_named(exchange)
         self._rest = rest_adapter(exchange)
@@ -306,23 +309,21 @@ class BackfillSession:
 
     async def _produce(self, done: Sequence[tuple[Page, RestPage]]) -> None:
         """Put rows and seals into the log, wait until it has them, and tell the planner up to where."""
-        records: list[Record] = []
-        letters: list[Letter] = []
+        items: list[Item] = []
         seals: list[GiveUp] = []
         for page, found in done:
             keep, given_up = self.planner.answered(page, _answer(found), self._clock.monotonic_s())
             if found.rows is not None and keep.any():
                 rows = found.rows if keep.all() else found.rows.filter(pa.array(keep))
-                table = model.CHANNELS[page.stream[0]].table
-                records.append(Record(page.stream, *encode_rows(table, rows), rows.num_rows))
-            letters += [Letter(page.stream, frame) for _, frame in found.dead]
+                items.append(Rows(page.stream, rows))
+            items += [Letter(page.stream, frame) for _, frame in found.dead]
             seals += given_up
         self._show()
-        offsets = await self._delivery.deliver([*records, *map(self._seal, seals)], letters)
+        offsets = await self._delivery.deliver([*items, *map(self._seal, seals)])
         now_s = self._clock.monotonic_s()
         for page, _ in done:
             self.planner.produced(page, offsets.get(page.stream), now_s)
-        produced = sum(record.rows for record in records)
+        produced = sum(item.rows.num_rows for item in items if isinstance(item, Rows))
         self._rows += produced
         metrics.BACKFILL_ROWS.labels(self._exchange).inc(produced)
 
@@ -331,7 +332,7 @@ class BackfillSession:
             offsets = await self._delivery.deliver(list(map(self._seal, seals)))
             self.planner.sealed(seals, offsets, self._clock.monotonic_s())
 
-    def _seal(self, seal: GiveUp) -> Record:
+    def _seal(self, seal: GiveUp) -> SealRecord:
         channel, symbol = seal.stream
         table = model.CHANNELS[channel].table
         key = (table, self._exchange, symbol, seal.space)
@@ -340,8 +341,7 @@ class BackfillSession:
         _log.warning(
             "ids_given_up", symbol=symbol, space=seal.space, first=seal.first, last=seal.last, reason=seal.reason
         )
-        record = Seal(self._exchange, symbol, seal.space, seal.first - 1, seal.last, seal.reason)
-        return Record(seal.stream, *encode_seal(record), 0)
+        return SealRecord(seal.stream, Seal(self._exchange, symbol, seal.space, seal.first - 1, seal.last, seal.reason))
 
     # --- at the start
 

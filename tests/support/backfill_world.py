@@ -26,6 +26,7 @@ from k2ray.layout import DataDir
 from k2ray.log.partition import partition_of
 from k2ray.settings import Settings, load_settings
 from k2ray.wire.codec import Headers
+from k2ray.wire.encoder import ARROW
 from tests.support.lake import NOON_US, MemoryLetters, MemoryLog, MemoryReader, trades
 
 TOPIC = "market.crypto.trades.binance"
@@ -112,6 +113,10 @@ class MemoryProducer(MemoryLetters):
         self.log.append((topic, partition), value, headers)
         self.rows += rows
 
+    def publish_each(self, topic: str, partition: int, values: list[bytes]) -> None:
+        for value in values:
+            self.publish(topic, partition, value, [], 1)
+
     def flush(self, timeout_s: float) -> bool:
         if self.stalled:
             time.sleep(0.05)
@@ -170,6 +175,7 @@ class BackfillWorld:
             self.settings,
             "binance",
             self.producer,
+            ARROW,
             MemoryReader(self.log),
             CommittedLedgers(self.catalog, self.settings, "binance", clock),
             gap_recorder(self.catalog, self.settings, self.layout, "binance", clock),
