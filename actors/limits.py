@@ -19,6 +19,7 @@ from typing import Any
 
 from actors import edge
 from actors.names import SUPERVISOR
+from k2ray import metrics
 from k2ray.errors import SupervisorUnavailable, TryAgain
 from k2ray.exchanges.limits import Budgets, fallback, shared_budgets
 from k2ray.logs import get_logger
@@ -86,6 +87,13 @@ class LimitDesk:
         """Return exchange -> resource -> `left`, `limit`, `banned_s`."""
         now_s = time.monotonic()
         return {name: budgets.describe(now_s) for name, budgets in self._budgets.items()}
+
+    def show(self) -> None:
+        """Set the gauges."""
+        for exchange, resources in self.describe().items():
+            for resource, known in resources.items():
+                metrics.EXCHANGE_BUDGET_LEFT.labels(exchange, resource).set(known["left"])
+                metrics.EXCHANGE_BANNED.labels(exchange, resource).set(known["banned_s"])
 
     def _of(self, exchange: str) -> Budgets:
         budgets = self._budgets.get(exchange)

@@ -220,6 +220,7 @@ class Supervisor:
         if self._keeper is not None and not reconciler.settled:
             self._keeper.tick(now_s)
         self._remember()
+        self._limits.show()
         count(reconciler, self._settings.memory)
         count_supervisor(self._births, self._settings.memory)
         assert self._wanted is not None

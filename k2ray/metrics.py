@@ -185,6 +185,18 @@ GAP_EVENTS = Counter(
 GAP_MISSING_IDS = Gauge("k2ray_gap_missing_ids", "Ids in open gaps.", ["exchange"])
 GAP_OLDEST_SECONDS = Gauge("k2ray_gap_oldest_seconds", "Age of the oldest open gap; 0 without any.", ["exchange"])
 
+# actors/limits.py
+EXCHANGE_BUDGET_LEFT = Gauge(
+    "k2ray_exchange_budget_left",
+    "What all actors together may still take of an exchange's limit in its window; 0 while banned.",
+    ["exchange", "resource"],
+)
+EXCHANGE_BANNED = Gauge(
+    "k2ray_exchange_banned_seconds",
+    "How long nothing is granted, 0 if the exchange said no such thing.",
+    ["exchange", "resource"],
+)
+
 # actors/report.py
 ACTOR_UP = Gauge("k2ray_actor_up", "1 while the actor runs and answers.", ["actor"])
 ACTOR_FAILED = Gauge(

@@ -68,6 +68,13 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
         assert f"export RAY_ADDRESS={status['ray']}" in env.out
         assert "RAY_AUTH_TOKEN_PATH" in env.out
 
+        rotated = system.run("rotate", "feed:binance:0")
+        assert rotated.status == 0, rotated.err
+        assert "the new connection delivers" in rotated.out
+        nobody = system.run("rotate", "feed:binance:9")
+        assert nobody.status != 0
+        assert "feed:binance:9" in nobody.err
+
         # A dead actor shows as degraded or is back already; a dead broker comes back by itself.
         sim.stop()
         away = system.run("up")

@@ -264,9 +264,11 @@ def arena_settings(
     prefix: str,
     channels: tuple[str, ...],
     backfill: Mapping[str, object] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> Settings:
-    """Return settings of a system of its own; without `backfill`, its section, gaps stay."""
+    """Return settings of a system of its own; without `backfill`, its section, gaps stay; `more` of the exchange's."""
     exchange = {
+        **(more or {}),
         "ws_url": sim.ws_url,
         "rest_url": sim.rest_url,
         "channels": list(channels),
@@ -291,13 +293,14 @@ def standing_arena(
     sim: Sim,
     channels: tuple[str, ...] = ("trades", "quotes"),
     backfill: Mapping[str, object] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> Iterator[Arena]:
-    """Run with a broker of its own, which the supervisor keeps alive."""
+    """Run with a broker of its own, which the supervisor keeps alive; `more` goes to the exchange's settings."""
     layout = DataDir(folder)
     broker = LocalBroker(layout)
     try:
         bootstrap = broker.start().bootstrap
-        settings = arena_settings(ray, folder, sim, bootstrap, "chaos", channels, backfill)
+        settings = arena_settings(ray, folder, sim, bootstrap, "chaos", channels, backfill, more)
         arena = Arena(settings, sim, own_broker=True, tables=channels)
         try:
             arena.start()

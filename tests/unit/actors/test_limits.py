@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from actors import edge
 from actors.limits import FILE, LimitDesk, Permits
@@ -76,6 +77,22 @@ def test_new_settings_keep_what_was_taken(tmp_path: Path) -> None:
 def test_before_any_settings_nobody_is_granted_anything(tmp_path: Path) -> None:
     with pytest.raises(SupervisorUnavailable):
         LimitDesk(tmp_path).permit("binance", "connects", 1)
+
+
+def test_the_budgets_metrics_move(tmp_path: Path) -> None:
+    """Trap 27: metrics that were never set."""
+
+    def value(name: str, resource: str) -> float | None:
+        return REGISTRY.get_sample_value(name, {"exchange": "binance", "resource": resource})
+
+    counting = desk(tmp_path)
+    counting.permit("binance", "connects", 1)
+    counting.ban("binance", "weight", 60)
+    counting.show()
+    assert value("k2ray_exchange_budget_left", "connects") == 15
+    assert value("k2ray_exchange_budget_left", "weight") == 0
+    assert 50 < (value("k2ray_exchange_banned_seconds", "weight") or 0) <= 60
+    assert value("k2ray_exchange_banned_seconds", "connects") == 0
 
 
 class Away:
