@@ -175,7 +175,8 @@ class _Watch:
             while (passed := time.monotonic() - begun) < wish.seconds:
                 self._until_s = self._since_s + passed
                 if passed >= next_sample:
-                    next_sample += wish.sample_s
+                    # A slow answer costs samples, which are then missing; it is not made up for by a burst of them.
+                    next_sample += wish.sample_s * (1 + (passed - next_sample) // wish.sample_s)
                     self._sample(client)
                     if self._why != "interrupted":
                         return
