@@ -10,8 +10,9 @@ Tell it what happened (`handle`), ask it what to do (`decide`). Time is an argum
    itself on live data stays (`actors/replacement.py`); one that cannot is given up, and that is no crash.
 5. A life that ended is followed by the next one after exponential backoff with full jitter. Too many crashes within the
    window, or an error that only a person may resolve: the child is failed, and the others go on.
+   Memory: over the hard limit is a crash; over the soft one, or leaking, is a planned replacement (`actors/pressure.py`).
 6. A new epoch of wanted state (`k2ray up` once more) forgives: failed children are started again.
-7. Stopping: stage by stage (feeds, writers, upkeep), each drained within its deadline or killed; nothing is started.
+7. Stopping: stage by stage (`names.ROLES`), each drained within its deadline or killed; nothing is started.
 
 Silence is only held against a child while the supervisor itself was awake.
 
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from actors import replacement
+from actors import pressure, replacement
 from actors.lives import (
     Answered,
     Ask,
@@ -47,7 +48,7 @@ from actors.lives import (
 from actors.names import ActorName, drain_stage
 from actors.verdicts import Verdict, judge
 from k2ray.errors import BadInput
-from k2ray.settings import Supervision
+from k2ray.settings import Memory, Supervision
 
 
 class Reconciler:
@@ -56,10 +57,12 @@ class Reconciler:
     Args:
         policy: When to act.
         chance: Where jitter comes from.
+        memory: What each role may take.
     """
 
-    def __init__(self, policy: Supervision, chance: random.Random) -> None:
+    def __init__(self, policy: Supervision, chance: random.Random, memory: Memory | None = None) -> None:
         self._policy = policy
+        self._memory = memory or Memory()
         self._chance = chance
         self._children: dict[str, Child] = {}
         self._epoch: int | None = None
@@ -109,9 +112,10 @@ class Reconciler:
             child.wanted = logical in wanted
             child.held = logical in held
 
-    def follow(self, policy: Supervision) -> None:
+    def follow(self, policy: Supervision, memory: Memory) -> None:
         """Go on by another policy: the settings have changed."""
         self._policy = policy
+        self._memory = memory
 
     def replace(self, logical: str, reason: str, now_s: float, *, release: str | None = None, detail: str = "") -> int:
         """Start the next generation beside the living one, which is drained once the new one has proved itself.
@@ -182,7 +186,7 @@ class Reconciler:
                 if life.adopted and not life.attached:
                     life.attached = True
                     todo.append(Attach(life.name))
-                verdict = judge(child, life, self._policy, now_s)
+                verdict = judge(child, life, self._policy, self._memory, now_s)
                 if verdict is not None:
                     todo.append(self._kill(child, life, verdict, now_s))
                 elif life.asked_s is None or (
@@ -193,6 +197,7 @@ class Reconciler:
         if self.stopping:
             todo += self._stop_next_stage(now_s)
             return todo
+        self._relieve_memory(now_s)
         todo += self._start_replacements(now_s)
         for child in self._children.values():
             todo += self._keep_one(child, now_s)
@@ -302,6 +307,20 @@ class Reconciler:
             for child in replacing
             if child.wanted and child.replacement is not None
         ]
+
+    def _relieve_memory(self, now_s: float) -> None:
+        """Begin to replace one actor that takes too much or leaks; one at a time, two generations take twice as much."""
+        children = self._children.values()
+        if any(child.replacement is not None and child.replacement.under_way for child in children):
+            return
+        for child in children:
+            life = child.current
+            if life is None or now_s < child.replace_at_s or replacement.refusal(child):
+                continue
+            why = pressure.worth_replacing(life.name.role, life.health, self._memory)
+            if why is not None:
+                self.replace(child.logical, why[0], now_s, detail=why[1])
+                return
 
     def _stop_next_stage(self, now_s: float) -> list[Instruction]:
         """Drain the first stage that still has lives; the later ones wait for it."""
