@@ -24,8 +24,9 @@ from k2ray.cli.own_system import Stopped, choose_port, interruptible, make_empty
 from k2ray.errors import K2rayError
 from k2ray.layout import DataDir
 from k2ray.settings import Settings, load_settings
-from k2ray.sim.audit import audit
+from k2ray.sim.audit import audit, seconds_sent
 from k2ray.sim.process import Sim, running_sim
+from k2ray.soak.evidence import Evidence
 from k2ray.soak.gather import examine_tables, plan_of
 from k2ray.soak.report import write_report
 from k2ray.soak.samples import Sample, sample_of
@@ -264,5 +265,5 @@ def _with_proof(run: Run, settings: Settings, truth: Path) -> Run:
             raise K2rayError(f"there is no table {name}")
         found = audit(truth, table, CHANNEL_OF[name], round(run.since_s * 1e6))
         compared.append(Compared(name, found.sent, found.stored, found.lost, found.duplicated, found.invented))
-    evidence: Sequence[Any] = examine_tables(settings, layout, run.since_s, run.until_s)
-    return dataclasses.replace(run, evidence=evidence, compared=compared)
+    evidence: Sequence[Evidence] = examine_tables(settings, layout, run.since_s, run.until_s)
+    return dataclasses.replace(run, evidence=evidence, compared=compared, sent=seconds_sent(truth))

@@ -104,6 +104,16 @@ def audit(truth: Path, table: Table, channel: str, since_us: int = 0) -> Audit:
     return Audit(channel, *row)
 
 
+def seconds_sent(truth: Path) -> frozenset[int]:
+    """Return the unix seconds in which trades happened: a machine that stalls stalls the exchange, too."""
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT trade_us // 1000000 FROM read_parquet($truth) WHERE trade_us IS NOT NULL",
+            {"truth": str(truth)},
+        ).fetchall()
+    return frozenset(second for (second,) in rows)
+
+
 def data_files(table: Table) -> dict[str, int]:
     """Return local path -> id of the snapshot that added it, of the newest snapshot's data files."""
     snapshot = table.current_snapshot()

@@ -40,7 +40,8 @@ def plot(title: str, unit: str, series: Mapping[str, Series], *, marks: Sequence
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{_number(value)}</text>')
         at = first + (last - first) * n / TICKS
-        parts.append(f'<text x="{x(at):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{_clock(at)}</text>')
+        anchor = "start" if n == 0 else "end" if n == TICKS else "middle"
+        parts.append(f'<text x="{x(at):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{_clock(at)}</text>')
     for at, word in marks:
         if first <= at <= last:
             parts.append(f'<line class="mark" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">')

@@ -26,6 +26,9 @@ LEAST_SECONDS = 0.999
 LEAST_SAMPLED = 0.95
 """Part of the samples that a period should have."""
 
+PING_S = 0.15
+"""How late a ping may go out; matters only where the schedule is compressed."""
+
 ROTATION_S = 3.0
 """How late a rotation may begin: a connection's age counts from its opening, and the one before must have ended."""
 
@@ -76,6 +79,7 @@ class Run:
         evidence: A table each.
         compared: The same against the exchange's truth, where there is one.
         aborted: Why it ended early; empty if it did not.
+        sent: Unix seconds in which the exchange made something, where it says so; None: it makes something always.
     """
 
     since_s: float
@@ -86,6 +90,7 @@ class Run:
     evidence: Sequence[Evidence] = ()
     compared: Sequence[Compared] = ()
     aborted: str = ""
+    sent: frozenset[int] | None = None
 
     @property
     def ran_s(self) -> float:
@@ -230,15 +235,16 @@ def _rate(run: Run) -> Check:
 
 
 def _seconds(run: Run) -> Check:
-    first, end = math.ceil(run.since_s), math.floor(run.until_s)
-    with_data = {second for one in run.evidence for second in one.seconds if first <= second < end}
-    whole = end - first
+    asked = set(range(math.ceil(run.since_s), math.floor(run.until_s)))
     wanted = f"above {LEAST_SECONDS:.1%} of seconds"
-    if whole <= 0 or not run.evidence:
+    silent = "" if run.sent is None else f"; {len(asked - run.sent)} in which the exchange was silent"
+    asked = asked if run.sent is None else asked & run.sent
+    if not asked or not run.evidence:
         return Check("seconds with data", wanted, "nothing to look at", NOT_PROVEN)
-    part = len(with_data) / whole
+    without = len(asked.difference(*(one.seconds for one in run.evidence)))
+    part = 1 - without / len(asked)
     outcome = PASSED if part > LEAST_SECONDS else FAILED
-    return Check("seconds with data", wanted, f"{part:.3%}, {whole - len(with_data)} of {whole} without", outcome)
+    return Check("seconds with data", wanted, f"{part:.3%}, {without} of {len(asked)} without{silent}", outcome)
 
 
 def _lost(run: Run) -> Check:
@@ -286,7 +292,8 @@ def _pings(run: Run) -> Check:
         planned = plan.feeds * (counted[-1][0] - counted[0][0]) / plan.ping_interval_s
         pings = (counted[-1][1] or 0) - (counted[0][1] or 0)
         # Two connections ping during a rotation, and a rotation begins the interval anew; probes are pings too.
-        least, most = math.floor(planned * 0.85) - plan.feeds, math.ceil(planned * 1.3) + 10
+        on_time = plan.ping_interval_s / (plan.ping_interval_s + PING_S)
+        least, most = math.floor(planned * on_time * 0.95) - plan.feeds, math.ceil(planned * 1.3) + 10
         wanted = f"{planned:.0f}, {max(0, least)} to {most}"
         outcome = NOT_PROVEN if planned < 1 else PASSED if least <= pings <= most else FAILED
         return Check("pings", wanted, f"{pings} came to the exchange", outcome)

@@ -11,7 +11,7 @@ from pyiceberg.table import Table
 
 from k2ray.lake.commit import commit_append
 from k2ray.lake.progress import committed_progress
-from k2ray.sim.audit import audit, freshness_s
+from k2ray.sim.audit import audit, freshness_s, seconds_sent
 from k2ray.sim.truth import TRUTH_SCHEMA
 from tests.support import lake
 
@@ -109,3 +109,12 @@ def test_freshness_is_from_event_to_commit(table: Table) -> None:
     assert snapshot is not None
     expected = snapshot.timestamp_ms / 1e3 - (lake.NOON_US + 2_000) / 1e6
     assert freshness_s(table, [0.5]) == pytest.approx([expected], abs=1e-3)
+
+
+def test_the_seconds_in_which_trades_happened_are_known(tmp_path: Path) -> None:
+    file = truth(tmp_path, [5, 6])
+    assert seconds_sent(file) == frozenset()
+    rows = pq.read_table(file)
+    times = pa.array([lake.NOON_US - 1, lake.NOON_US], pa.int64())
+    pq.write_table(rows.set_column(rows.schema.get_field_index("trade_us"), "trade_us", times), file)
+    assert seconds_sent(file) == {lake.NOON_US // 1_000_000 - 1, lake.NOON_US // 1_000_000}

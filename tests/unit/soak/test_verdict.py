@@ -114,6 +114,15 @@ def test_without_an_exchange_that_counts_pings_the_pongs_must_be_young() -> None
     assert outcomes(an_hour(samples=uncounted(None)))["pings"] == NOT_PROVEN
 
 
+def test_seconds_in_which_the_exchange_was_silent_are_not_asked_for() -> None:
+    with_data = frozenset(range(int(SINCE), int(SINCE) + 3500))
+    quiet = an_hour(evidence=[evidence(3500)], sent=with_data)
+    assert outcomes(quiet)["seconds with data"] == PASSED
+    assert outcomes(an_hour(evidence=[evidence(3500)]))["seconds with data"] == FAILED
+    assert outcomes(an_hour(evidence=[evidence(3400)], sent=with_data))["seconds with data"] == FAILED
+    assert outcomes(an_hour(sent=frozenset()))["seconds with data"] == NOT_PROVEN
+
+
 def test_rotations_are_counted_over_restarts_and_from_the_first_sample_on() -> None:
     def at(minute: int, pid: int, **rotations: int) -> Sample:
         return Sample(SINCE + 60 * minute, [feed(minute, pid=pid, rotations=rotations)])
