@@ -59,7 +59,7 @@ class FeedActor(Child):
             int(index),
             self._producer,
             copy=int(copy[0]) if copy else 1,
-            permit=functools.partial(self._permits.permit, exchange, "connects"),
+            permit=functools.partial(self._permits.permit, exchange),
             encoder=self._encoder,
         )
         self._asked_to_drain = asyncio.Event()

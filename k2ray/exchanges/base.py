@@ -177,6 +177,8 @@ class ExchangeAdapter(Protocol):
     """After this long the exchange cuts a connection; None: never."""
     max_streams: int
     """Most streams (channel times symbol) on one connection."""
+    instruments_weight: int
+    """What one request of `instrument_paths` costs of the exchange's request budget."""
     question: bytes | None
     """A text whose answer lists what is subscribed (`Decoded.subscribed`); None: there is none."""
 

@@ -59,6 +59,7 @@ class Binance:
     heartbeat = Heartbeat(server_ping_s=20)
     lifetime_s: float | None = 86_400.0
     max_streams = 1024
+    instruments_weight = 20
     question: bytes | None = b'{"method":"LIST_SUBSCRIPTIONS","id":1}'
 
     def stream_url(self, settings: ExchangeSettings, subscription: Subscription) -> str:

@@ -5,8 +5,9 @@ A feed does not wait for it for long and never dies of it: until it answers, cur
 
 from __future__ import annotations
 
+import functools
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
@@ -17,11 +18,26 @@ from k2ray.logs import get_logger
 
 REQUEST_TIMEOUT_S = 10.0
 
+LATER_S = 60.0
+"""How long to stay away after a 429 or 418 that does not say."""
+
 _log = get_logger(__name__)
 
 
+class TooManyRequests(ExchangeUnavailable):
+    """The exchange wants to be left alone for `after_s` seconds."""
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
 async def fetch_instruments(
-    adapter: ExchangeAdapter, rest_url: str, tls: ssl.SSLContext, symbols: Sequence[str]
+    adapter: ExchangeAdapter,
+    rest_url: str,
+    tls: ssl.SSLContext,
+    symbols: Sequence[str],
+    permit: Callable[[str, int], Awaitable[None]],
 ) -> dict[str, Instrument]:
     """Ask the exchange about symbols; those that it does not know are left out and logged.
 
@@ -30,21 +46,24 @@ async def fetch_instruments(
         rest_url: REST base URL.
         tls: From `transport.tls_context`.
         symbols: The exchange's own symbols.
+        permit: Waits until the exchange's limit on request weight allows the next request.
 
     Raises:
+        TooManyRequests: It says so (429, 418).
         ExchangeUnavailable: It does not answer or not as documented; try again with backoff.
     """
     found: dict[str, Instrument] = {}
     async with httpx.AsyncClient(verify=tls, timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
+        get = functools.partial(_get, client, functools.partial(permit, "weight", adapter.instruments_weight))
         for path in adapter.instrument_paths(symbols):
-            body = await _get(client, rest_url + path)
+            body = await get(rest_url + path)
             if body is not None:
                 found.update(_parse(adapter, body))
                 continue
             # One unknown symbol refuses the whole request: ask for each by itself.
             for symbol in symbols:
                 for single in adapter.instrument_paths([symbol]):
-                    body = await _get(client, rest_url + single)
+                    body = await get(rest_url + single)
                     if body is not None:
                         found.update(_parse(adapter, body))
             break
@@ -54,14 +73,19 @@ async def fetch_instruments(
     return wanted
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> bytes | None:
+async def _get(client: httpx.AsyncClient, permit: Callable[[], Awaitable[None]], url: str) -> bytes | None:
     """Return the answer's body, None if the exchange refuses this question (400)."""
+    await permit()
     try:
         response = await client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise ExchangeUnavailable(f"{url.partition('?')[0]}: {explain(error.__cause__ or error)}") from None
     if response.status_code == httpx.codes.BAD_REQUEST:
         return None
+    if response.status_code in {429, 418}:
+        said = response.headers.get("Retry-After", "")
+        after_s = float(said) if said.isdigit() else LATER_S
+        raise TooManyRequests(f"{url.partition('?')[0]}: HTTP {response.status_code}, again in {after_s:g} s", after_s)
     if response.status_code != httpx.codes.OK:
         raise ExchangeUnavailable(f"{url.partition('?')[0]}: HTTP {response.status_code}")
     return response.content

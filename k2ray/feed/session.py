@@ -24,7 +24,7 @@ from k2ray.feed import events
 from k2ray.feed.connection import Habits
 from k2ray.feed.gather import Gathered
 from k2ray.feed.handover import Handover
-from k2ray.feed.instruments import fetch_instruments
+from k2ray.feed.instruments import TooManyRequests, fetch_instruments
 from k2ray.feed.outbox import Outbox
 from k2ray.feed.publish import Producer, Publisher
 from k2ray.feed.rotation import OVERLAP_S, Rotation
@@ -76,8 +76,12 @@ class _Sink:
         self._session.post(events.Closed(self._connection, reason))
 
 
-async def _no_limit() -> None:
-    """Let everybody connect at once."""
+Permit = Callable[[str, int], Awaitable[None]]
+"""`permit(resource, amount)` returns when the exchange's limit (`exchanges/limits.py`) allows so much more."""
+
+
+async def _no_limit(resource: str, amount: int) -> None:
+    """Let everybody go at once."""
 
 
 class FeedSession:
@@ -93,7 +97,7 @@ class FeedSession:
         connect: A transport's `connect`; None takes the one that the settings name.
         ask: Asks the exchange about the feed's symbols, as `instruments.fetch_instruments` does by REST.
         uniform: Source of the jitter of reconnects and rotations.
-        permit: Returns when the exchange's limit on connects allows one more.
+        permit: Waits until the exchange's limits allow a connect or a REST request.
         encoder: How rows look in Kafka.
         overlap_s: Shortest time that both connections of a rotation deliver.
 
@@ -113,7 +117,7 @@ class FeedSession:
         connect: Connect | None = None,
         ask: Callable[[], Awaitable[dict[str, Instrument]]] | None = None,
         uniform: Callable[[float, float], float] | None = None,
-        permit: Callable[[], Awaitable[None]] | None = None,
+        permit: Permit | None = None,
         encoder: RowEncoder = ARROW,
         overlap_s: float = OVERLAP_S,
     ) -> None:
@@ -303,7 +307,7 @@ class FeedSession:
             self._settings.feed.max_frame_bytes,
         )
         try:
-            await self._permit()
+            await self._permit("connects", 1)
             transport = await self._connect(endpoint, _Sink(self, connection))
         except ExchangeUnavailable as error:
             self._outcome_metric["failed"].inc()
@@ -333,7 +337,8 @@ class FeedSession:
             self.post(events.CaughtUp(handover.new, handover.caught_up))
 
     async def _ask_by_rest(self) -> dict[str, Instrument]:
-        return await fetch_instruments(self._adapter, self._exchange_settings.rest_url, self._tls, self.symbols)
+        rest_url = self._exchange_settings.rest_url
+        return await fetch_instruments(self._adapter, rest_url, self._tls, self.symbols, self._permit)
 
     async def _ask_for_instruments(self) -> None:
         """Fetch once, trying again for ever; the decoder guesses until then."""
@@ -345,5 +350,7 @@ class FeedSession:
                 return
             except ExchangeUnavailable as error:
                 _log.warning("instruments_unavailable", reason=str(error), feed=self._feed)
+                if isinstance(error, TooManyRequests):
+                    delay_s = max(delay_s, error.after_s)
             await asyncio.sleep(delay_s)
             delay_s = min(self._settings.feed.backoff_max_s, delay_s * 2)

@@ -165,9 +165,9 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 def _with_absolute_paths(settings: Settings, base: Path) -> Settings:
     """Resolve relative paths against the config file's folder, whatever the working directory is later."""
     changes: dict[str, Any] = {"data_dir": (base / settings.data_dir.expanduser()).resolve()}
-    if settings.tls.ca_file is not None:
-        ca_file = (base / settings.tls.ca_file.expanduser()).resolve()
-        changes["tls"] = settings.tls.model_copy(update={"ca_file": ca_file})
+    files = {"ca_file": settings.tls.ca_file, "crl_file": settings.tls.crl_file}
+    absolute_files = {name: (base / file.expanduser()).resolve() for name, file in files.items() if file is not None}
+    changes["tls"] = settings.tls.model_copy(update=absolute_files)
     warehouse = settings.lake.warehouse
     if warehouse is not None and "://" not in warehouse:
         absolute = str((base / Path(warehouse).expanduser()).resolve())

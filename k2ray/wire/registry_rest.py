@@ -49,7 +49,7 @@ class RestRegistry:
             auth = httpx.BasicAuth(wire.registry_user, wire.registry_password or "")
         elif wire.registry_password is not None:
             headers["Authorization"] = f"Bearer {wire.registry_password}"
-        verify = tls_context(tls.ca_file) if self._url.startswith("https:") else True
+        verify = tls_context(tls.ca_file, tls.crl_file) if self._url.startswith("https:") else True
         self._client = httpx.Client(
             verify=verify, auth=auth, headers=headers, timeout=wire.registry_timeout_s, trust_env=False
         )

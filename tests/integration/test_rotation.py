@@ -160,12 +160,13 @@ async def test_restarts_of_the_exchange_under_many_feeds_are_no_storm(broker: Te
         desk = LimitDesk(tmp_path)
         held_back: set[asyncio.Task[None] | None] = set()
 
-        async def permit() -> None:
+        async def permit(resource: str, amount: int) -> None:
             while True:
-                wait_s = desk.permit("binance", "connects", 1)
+                wait_s = desk.permit("binance", resource, amount)
                 if wait_s <= 0.0:
                     return
-                held_back.add(asyncio.current_task())
+                if resource == "connects":
+                    held_back.add(asyncio.current_task())
                 await asyncio.sleep(min(wait_s, 0.5))
 
         world = FeedWorld(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from k2ray import model
 from k2ray.clock import Clock
-from k2ray.feed.session import FeedSession
+from k2ray.feed.session import FeedSession, Permit
 from k2ray.feed.status import FeedStatus
 from k2ray.ledger.gaps import Gap
 from k2ray.ledger.ledger import Ledger
@@ -107,7 +107,7 @@ class FeedWorld:
         exchange: dict[str, Any] | None = None,
         overlap_s: float = 0.3,
         clock: Clock | None = None,
-        permit: Callable[[], Awaitable[None]] | None = None,
+        permit: Permit | None = None,
         kafka: dict[str, Any] | None = None,
         spool_bytes: int = 2**30,
         tls: dict[str, Any] | None = None,

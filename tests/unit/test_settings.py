@@ -133,9 +133,10 @@ def test_secrets_never_print_in_an_error(tmp_path: Path) -> None:
 
 
 def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
-    settings = load("data_dir: d\ntls: {ca_file: ca.pem}\nlake: {warehouse: wh}", tmp_path)
+    settings = load("data_dir: d\ntls: {ca_file: ca.pem, crl_file: crl.pem}\nlake: {warehouse: wh}", tmp_path)
     assert settings.data_dir == tmp_path / "d"
     assert settings.tls.ca_file == tmp_path / "ca.pem"
+    assert settings.tls.crl_file == tmp_path / "crl.pem"
     assert settings.lake.warehouse == str(tmp_path / "wh")
     assert load("lake: {warehouse: 's3://b/wh'}", tmp_path).lake.warehouse == "s3://b/wh"
 

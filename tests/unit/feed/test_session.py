@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from k2ray.clock import Clock
 from k2ray.errors import ExchangeUnavailable, SettingsError
 from k2ray.exchanges.base import Instrument
-from k2ray.feed.session import FeedSession
+from k2ray.feed.session import FeedSession, Permit
 from k2ray.feed.transport import Endpoint, Sink, Transport
 from k2ray.log.partition import partition_of
 from k2ray.settings import Settings, load_settings
@@ -130,7 +130,7 @@ class World:
         connections: int = 1,
         symbols: tuple[str, ...] = SYMBOLS,
         clock: Clock | None = None,
-        permit: Callable[[], Awaitable[None]] | None = None,
+        permit: Permit | None = None,
         overlap_s: float = 0.05,
         **feed: Any,
     ) -> None:
@@ -299,7 +299,8 @@ async def test_a_rotation_on_request_says_what_becomes_of_it() -> None:
 async def test_every_connect_waits_for_its_permit() -> None:
     granted = asyncio.Semaphore(0)
 
-    async def permit() -> None:
+    async def permit(resource: str, amount: int) -> None:
+        assert (resource, amount) == ("connects", 1)
         await granted.acquire()
 
     async with World(permit=permit) as world:
