@@ -7,6 +7,7 @@ A session is whole if it runs everything that `make test` runs; only then can on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -52,6 +53,11 @@ class MetricWatch:
 
     def __init__(self) -> None:
         self._before = _own_values()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what has not moved, where K2TEST_UNMOVED=1 asks for it: for those who write a metric's test."""
+        if os.environ.get("K2TEST_UNMOVED") == "1":
+            terminalreporter.write_line(f"metrics that this session did not move: {', '.join(unmoved())}")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Compare with what was before the test."""
