@@ -1,15 +1,16 @@
 """The way from what runs to another release, as moves; and what may not be moved. Pure.
 
-Each role changes make before break: its *green* actors (the new release) start beside the *blue* ones and are held
-there until all of them work on live data; only then all of their blue ones drain at once. So a green actor that cannot
-work is given up before anything was taken away, and feeds whose shares of the symbols are cut anew (`connections`,
-partitions) never leave a share to nobody: every new one delivers before the first old one stops.
+Actors change in groups, make before break: a group's *green* actors (the new release) start beside the *blue* ones and
+are held there until all of them work on live data; only then all of the blue ones drain at once. So a green actor that
+cannot work is given up before anything was taken away, and feeds whose shares of the symbols are cut anew
+(`connections`) never leave a share to nobody: every new one delivers before the first old one stops.
 
 **Order.** Forward, whoever reads goes before whoever writes, as with schemas under BACKWARD compatibility (new code
-reads what old code wrote, never the other way round): supervisor, HTTP, then serializer, upkeep, writers, backfill,
-feeds; last, what is no longer wanted drains, producers first. The supervisor is the first of all for the same reason
-that Kubernetes upgrades its control plane first: the newer side knows the older one's habits. Backward (a rollback, or
-a deployment that failed) the same order is walked from its other end.
+reads what old code wrote, never the other way round): supervisor, HTTP, serializer, then who reads the log and the
+table (writers, upkeep), then who produces (feeds, backfill); last, what is no longer wanted drains, producers first.
+Were it the other way, an old writer would meet a new feed's records and put them aside as unreadable. The supervisor is
+the first of all for the same reason that Kubernetes upgrades its control plane first: the newer side knows the older
+one's habits. Backward (a rollback, or a deployment that failed) the same order is walked from its other end.
 
 Plans start from what really runs, not from a memory of what was done: one that was interrupted is completed, or taken
 back, by planning again.
@@ -24,8 +25,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from actors.names import ROLES, drain_stage
+from actors.names import drain_stage
 from k2ray.errors import SettingsError
+
+GROUPS = (("serializer",), ("writer", "upkeep"), ("feed", "backfill"))
+"""Roles that change over together, in the order of a deployment; a role that is not named here comes first."""
 
 
 class Deed(StrEnum):
@@ -49,14 +53,12 @@ class Move:
 
     Attributes:
         deed: What is done.
-        role: Of the actors it is done to; empty for supervisor and HTTP.
         new: Logical names that are started without a predecessor.
         replaced: Logical names that change their release.
         gone: Logical names that are no longer wanted.
     """
 
     deed: Deed
-    role: str = ""
     new: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -106,31 +108,28 @@ def plan(running: Running, target: str, wanted: Iterable[str], *, back: bool = F
         back: Whether this goes back to an older release: the other end of the order first.
     """
     names = list(wanted)
-    by_role: dict[str, list[str]] = {}
-    for name in names:
-        by_role.setdefault(_role(name), []).append(name)
-    unknown = sorted(set(by_role) - set(ROLES))
+    known = {role for group in GROUPS for role in group}
+    unknown = tuple(sorted({_role(name) for name in names} - known))
     groups: list[list[Move]] = []
     if running.supervisor != target:
         groups.append([Move(Deed.SUPERVISOR)])
     if running.http != target:
         groups.append([Move(Deed.HTTP)])
-    for role in [*unknown, *reversed(ROLES)]:
-        new = tuple(name for name in by_role.get(role, ()) if name not in running.actors)
-        replaced = tuple(
-            name for name in by_role.get(role, ()) if name in running.actors and running.actors[name] != target
-        )
+    for roles in (unknown, *GROUPS):
+        members = [name for name in names if _role(name) in roles]
+        new = tuple(name for name in members if name not in running.actors)
+        replaced = tuple(name for name in members if name in running.actors and running.actors[name] != target)
         if new or replaced:
-            moves = [Move(Deed.GREEN, role, new, replaced)]
+            moves = [Move(Deed.GREEN, new, replaced)]
             if replaced:
-                moves.append(Move(Deed.CUT, role, replaced=replaced))
+                moves.append(Move(Deed.CUT, replaced=replaced))
             groups.append(moves)
     if back:
         groups.reverse()
     moves = [move for group in groups for move in group]
     gone = sorted((name for name in running.actors if name not in names), key=lambda name: drain_stage(_role(name)))
     drains = [
-        Move(Deed.DRAIN, role, gone=tuple(name for name in gone if _role(name) == role))
+        Move(Deed.DRAIN, gone=tuple(name for name in gone if _role(name) == role))
         for role in dict.fromkeys(map(_role, gone))
     ]
     # Whatever the direction: before anything stops for good, all that follows it works. The supervisor may be older

@@ -39,7 +39,7 @@ def haproxy_environment(layout: DataDir, base_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base_port + ports.HAPROXY_STATS),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # A replica that leaves, or is killed, may close a connection that HAProxy just sent a request on; without the
-        # second word the client's connection is cut then. All our requests are GETs: asked again elsewhere, they answer.
+        # second word the client's connection is cut then. All our requests are GETs, which may be asked again.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # HAProxy sees a replica leave within 0.25 s; with the default of 30 s every stop and update takes that long.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

@@ -15,7 +15,6 @@ from actors.history import History, read_history, write_history
 from actors.names import wanted_actors
 from actors.releases import ReleaseStore, StoredRelease, now, who
 from k2ray.cli.console import complain, say, step
-from k2ray.cli.rollout import Rollout, roll_out
 from k2ray.cli.system import System
 from k2ray.errors import BadInput, OperatorNeeded, RayUnavailable
 from k2ray.log.broker import LocalBroker
@@ -107,6 +106,8 @@ def move_to(standing: Standing, target: StoredRelease, kind: str, *, back: bool)
     Raises:
         OperatorNeeded: It failed; the message says why, and what runs now.
     """
+    from k2ray.cli.rollout import Rollout, roll_out  # imports Ray, which must come after connecting
+
     system, history = standing.system, standing.history
     half = history.under_way
     if half is not None:
@@ -152,6 +153,8 @@ def _bootstrap(system: System) -> str:
 
 def _explain(standing: Standing) -> None:
     """Say what a deployment would change, and change nothing."""
+    from k2ray.cli.rollout import Rollout
+
     system, blue = standing.system, standing.blue
     digest = standing.store.digest_now(system.settings)
     if blue is not None and blue.digest == digest and standing.history.under_way is None:

@@ -121,6 +121,7 @@ class Rollout:
         """
         known = {release.digest: self._contents(release) for release in (target, *others)}
         self._write(releases={name: release for name, release in known.items() if name != self._wanted().release})
+        self._give_up_others(target)
         for move in plan(self.running(), target.digest, target.actors, back=back):
             self._note(str(move))
             with step(str(move)[:1].upper() + str(move)[1:]) as current:
@@ -158,14 +159,18 @@ class Rollout:
                 time.sleep(PAUSE_S)
             self._await(self._http_ready, ANSWER_TIMEOUT_S)
 
-    def give_up_greens(self) -> None:
-        """Give up every replacement that is under way: what runs works on."""
-        with step("Give up what was started beside the running actors"):
-            for name, actor in self.actors().items():
-                planned = actor["replacement"]
-                if planned is not None and planned["outcome"] == "under way":
-                    self._ask_supervisor("abandon", name)
-            self._write(held=[])
+    def _give_up_others(self, target: StoredRelease) -> None:
+        """Give up what was started beside the running actors on the way to another release: else it would take over."""
+        given_up = {}
+        for name, actor in self.actors().items():
+            planned = actor["replacement"]
+            if planned is not None and planned["outcome"] == "under way" and planned["release"] != target.digest:
+                if planned["reason"] == "deploy" and self._ask_supervisor("abandon", name):
+                    given_up[name] = f"{name}#{planned['generation']}"
+        if given_up:
+            # Only these: a group that stands half on the way to this very target must not be let go before it is whole.
+            self._write(held=[name for name in self._wanted().held if name not in given_up])
+            complain(f"given up: {', '.join(given_up.values())}")
 
     def revive_supervisor(self, blue: StoredRelease) -> None:
         """Make sure that a supervisor works; where the one wanted now does not answer, one of the release before."""
@@ -260,6 +265,8 @@ class Rollout:
                 answer = self._ask_supervisor("replace", name, "deploy", target.digest)
                 return {name: int(answer["generation"])}
             except BadInput as error:
+                if self.actors().get(name, {}).get("detail", {}).get("code") == target.digest:
+                    return {}  # it came up as that meanwhile
                 if time.monotonic() > deadline_s:
                     raise MoveFailed(str(error)) from error
                 time.sleep(PAUSE_S)
@@ -387,7 +394,6 @@ def roll_out(
 def _take_back(rollout: Rollout, blue: StoredRelease, others: Sequence[StoredRelease]) -> None:
     complain(f"going back to release {blue.digest}")
     rollout.revive_supervisor(blue)
-    rollout.give_up_greens()
     rollout.go(blue, others, back=True)
     rollout.finish(blue)
 

@@ -8,7 +8,7 @@ from typing import Any
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Instruction, Kill, Listed, Phase, Start
 from actors.names import ActorName
 from actors.reconciler import Reconciler
-from k2ray.settings import Supervision
+from k2ray.settings import Memory, Supervision
 
 
 class ActorWorld:
@@ -18,7 +18,8 @@ class ActorWorld:
     answers. Time moves only in `step`.
     """
 
-    def __init__(self, policy: Supervision | None = None, seed: int = 0) -> None:
+    def __init__(self, policy: Supervision | None = None, seed: int = 0, memory: Memory | None = None) -> None:
+        self.memory = memory
         self.policy = policy or Supervision()
         self.chance = random.Random(seed)
         self.now_s = 100.0
@@ -31,11 +32,11 @@ class ActorWorld:
         self.starts_fail: set[str] = set()
         self.health: dict[ActorName | str, dict[str, Any]] = {}
         self.releases: dict[ActorName, str] = {}
-        self.reconciler = Reconciler(self.policy, random.Random(seed))
+        self.reconciler = Reconciler(self.policy, random.Random(seed), memory)
 
     def restart_supervisor(self, wanted: list[str], epoch: int = 1) -> None:
         memory = self.reconciler.remember()
-        self.reconciler = Reconciler(self.policy, random.Random(self.chance.random()))
+        self.reconciler = Reconciler(self.policy, random.Random(self.chance.random()), self.memory)
         self.reconciler.recall(memory)
         self.reconciler.want(wanted, epoch)
 
@@ -94,5 +95,5 @@ class ActorWorld:
     def _assert_followed(self, name: ActorName) -> None:
         child = self.reconciler.children[name.logical]
         if child.wanted and not self.reconciler.stopping:
-            followers = [life for number, life in child.lives.items() if number > name.generation]
-            assert any(life.ready and life.phase is Phase.RUNNING for life in followers), "drained for nobody"
+            others = [life for number, life in child.lives.items() if number != name.generation]
+            assert any(life.ready and life.phase is Phase.RUNNING for life in others), "drained for nobody"
