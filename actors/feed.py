@@ -60,6 +60,7 @@ class FeedActor(Child):
             self._producer,
             copy=int(copy[0]) if copy else 1,
             permit=functools.partial(self._permits.permit, exchange),
+            ban=functools.partial(self._permits.ban, exchange),
             encoder=self._encoder,
         )
         self._asked_to_drain = asyncio.Event()

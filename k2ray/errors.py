@@ -55,6 +55,19 @@ class ExchangeUnavailable(TryAgain):
     """An exchange refused or dropped a connection; reconnect with backoff."""
 
 
+class TooOften(ExchangeUnavailable):
+    """The exchange says that this address asks too often (429), or is banned for it (418).
+
+    Args:
+        message: What was asked and what it answered.
+        after_s: Nobody on this address asks before so many seconds have passed.
+    """
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
 class SupervisorUnavailable(TryAgain):
     """An actor, usually the supervisor, does not live or does not answer in time."""
 

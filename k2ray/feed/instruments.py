@@ -13,23 +13,12 @@ import httpx
 
 from k2ray.errors import BadFrame, ExchangeUnavailable
 from k2ray.exchanges.base import ExchangeAdapter, Instrument
-from k2ray.feed.transport import explain
+from k2ray.feed.transport import explain, refused
 from k2ray.logs import get_logger
 
 REQUEST_TIMEOUT_S = 10.0
 
-LATER_S = 60.0
-"""How long to stay away after a 429 or 418 that does not say."""
-
 _log = get_logger(__name__)
-
-
-class TooManyRequests(ExchangeUnavailable):
-    """The exchange wants to be left alone for `after_s` seconds."""
-
-    def __init__(self, message: str, after_s: float) -> None:
-        super().__init__(message)
-        self.after_s = after_s
 
 
 async def fetch_instruments(
@@ -49,7 +38,7 @@ async def fetch_instruments(
         permit: Waits until the exchange's limit on request weight allows the next request.
 
     Raises:
-        TooManyRequests: It says so (429, 418).
+        TooOften: It says so (429, 418).
         ExchangeUnavailable: It does not answer or not as documented; try again with backoff.
     """
     found: dict[str, Instrument] = {}
@@ -82,12 +71,9 @@ async def _get(client: httpx.AsyncClient, permit: Callable[[], Awaitable[None]],
         raise ExchangeUnavailable(f"{url.partition('?')[0]}: {explain(error.__cause__ or error)}") from None
     if response.status_code == httpx.codes.BAD_REQUEST:
         return None
-    if response.status_code in {429, 418}:
-        said = response.headers.get("Retry-After", "")
-        after_s = float(said) if said.isdigit() else LATER_S
-        raise TooManyRequests(f"{url.partition('?')[0]}: HTTP {response.status_code}, again in {after_s:g} s", after_s)
     if response.status_code != httpx.codes.OK:
-        raise ExchangeUnavailable(f"{url.partition('?')[0]}: HTTP {response.status_code}")
+        message = f"{url.partition('?')[0]}: HTTP {response.status_code}"
+        raise refused(message, response.status_code, response.headers.get("Retry-After"))
     return response.content
 
 

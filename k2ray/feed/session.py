@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 
 from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
-from k2ray.errors import ExchangeUnavailable, SettingsError
+from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
 from k2ray.exchanges import adapter as adapter_named
 from k2ray.exchanges.base import SHUTDOWN, Instrument, Subscription
 from k2ray.feed import events
 from k2ray.feed.connection import Habits
 from k2ray.feed.gather import Gathered
 from k2ray.feed.handover import Handover
-from k2ray.feed.instruments import TooManyRequests, fetch_instruments
+from k2ray.feed.instruments import fetch_instruments
 from k2ray.feed.outbox import Outbox
 from k2ray.feed.publish import Producer, Publisher
 from k2ray.feed.rotation import OVERLAP_S, Rotation
@@ -80,8 +80,12 @@ Permit = Callable[[str, int], Awaitable[None]]
 """`permit(resource, amount)` returns when the exchange's limit (`exchanges/limits.py`) allows so much more."""
 
 
-async def _no_limit(resource: str, amount: int) -> None:
-    """Let everybody go at once."""
+Ban = Callable[[str, float], Awaitable[None]]
+"""`ban(resource, for_s)`: the exchange wants to be left alone for so long, and nobody is permitted any before."""
+
+
+async def _no_limit(resource: str, amount: float) -> None:
+    """Let everybody go at once; nobody is told of a ban."""
 
 
 class FeedSession:
@@ -98,6 +102,7 @@ class FeedSession:
         ask: Asks the exchange about the feed's symbols, as `instruments.fetch_instruments` does by REST.
         uniform: Source of the jitter of reconnects and rotations.
         permit: Waits until the exchange's limits allow a connect or a REST request.
+        ban: Takes note that the exchange refused one for now.
         encoder: How rows look in Kafka.
         overlap_s: Shortest time that both connections of a rotation deliver.
 
@@ -118,6 +123,7 @@ class FeedSession:
         ask: Callable[[], Awaitable[dict[str, Instrument]]] | None = None,
         uniform: Callable[[float, float], float] | None = None,
         permit: Permit | None = None,
+        ban: Ban | None = None,
         encoder: RowEncoder = ARROW,
         overlap_s: float = OVERLAP_S,
     ) -> None:
@@ -137,6 +143,7 @@ class FeedSession:
         self._machine = Rotation(settings.feed, chance, habits, overlap_s=overlap_s)
         self._ask = ask or self._ask_by_rest
         self._permit = permit or _no_limit
+        self._ban = ban or _no_limit
         self._instruments: dict[str, Instrument] = {}
         self._inbox: deque[events.Event] = deque()
         self._wake = asyncio.Event()
@@ -312,6 +319,7 @@ class FeedSession:
         except ExchangeUnavailable as error:
             self._outcome_metric["failed"].inc()
             _log.warning("feed_connect_failed", reason=str(error), feed=self._feed)
+            await self._stay_away("connects", error)
             self.post(events.Failed(connection, str(error)))
         except asyncio.CancelledError:
             self.post(events.Failed(connection, "given up"))
@@ -336,6 +344,11 @@ class FeedSession:
         if handover is not None:
             self.post(events.CaughtUp(handover.new, handover.caught_up))
 
+    async def _stay_away(self, resource: str, error: ExchangeUnavailable) -> None:
+        """Tell all feeds of this address what the exchange said, if it wants to be left alone."""
+        if isinstance(error, TooOften):
+            await self._ban(resource, error.after_s)
+
     async def _ask_by_rest(self) -> dict[str, Instrument]:
         rest_url = self._exchange_settings.rest_url
         return await fetch_instruments(self._adapter, rest_url, self._tls, self.symbols, self._permit)
@@ -350,7 +363,6 @@ class FeedSession:
                 return
             except ExchangeUnavailable as error:
                 _log.warning("instruments_unavailable", reason=str(error), feed=self._feed)
-                if isinstance(error, TooManyRequests):
-                    delay_s = max(delay_s, error.after_s)
+                await self._stay_away("weight", error)
             await asyncio.sleep(delay_s)
             delay_s = min(self._settings.feed.backoff_max_s, delay_s * 2)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from k2ray.errors import ExchangeUnavailable, SettingsError
-from k2ray.feed.transport import Connect, tls_context
+from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
+from k2ray.feed.transport import LATER_S, Connect, tls_context
 from k2ray.sim.certificates import CertificateFiles, ensure_certificates
 from tests.support import transports
 from tests.support.tls_peer import Peer, serve
@@ -105,6 +105,26 @@ async def test_a_refused_handshake_says_why(
         with pytest.raises(ExchangeUnavailable, match=reason):
             await connect(endpoint(served.port), sink)
         assert sink.closed == []
+
+
+@pytest.mark.parametrize(("header", "after_s"), [(b"Retry-After: 17\r\n", 17.0), (b"", LATER_S)])
+@pytest.mark.parametrize("status", [b"429 Too Many Requests", b"418 I'm a teapot"])
+async def test_an_exchange_that_is_asked_too_often_says_for_how_long_to_stay_away(
+    connect: Connect,
+    endpoint: MakeEndpoint,
+    certificates: CertificateFiles,
+    status: bytes,
+    header: bytes,
+    after_s: float,
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(b"HTTP/1.1 " + status + b"\r\n" + header + b"Content-Length: 0\r\n\r\n")
+
+    async with serve(certificates.server, script) as served:
+        with pytest.raises(TooOften, match=status[:3].decode()) as caught:
+            await connect(endpoint(served.port), Recorder())
+    assert caught.value.after_s == after_s
 
 
 async def test_a_handshake_that_never_ends_times_out_and_leaves_nothing_open(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from k2ray.errors import TooOften
 from k2ray.exchanges import adapter
-from k2ray.feed.instruments import TooManyRequests, fetch_instruments
+from k2ray.feed.instruments import fetch_instruments
 from k2ray.feed.transport import tls_context
 from tests.support.sim import Sim, start_sim
 
@@ -46,6 +47,6 @@ async def test_every_request_asks_for_its_weight_also_when_each_symbol_is_asked_
 @pytest.mark.parametrize("code", [429, 418])
 async def test_an_exchange_that_refuses_is_left_alone_for_as_long_as_it_says(sim: Sim, code: int) -> None:
     sim.fault("rest_refuse", code=code, seconds=30)
-    with pytest.raises(TooManyRequests, match=f"HTTP {code}") as caught:
+    with pytest.raises(TooOften, match=f"HTTP {code}") as caught:
         await fetch_instruments(adapter("binance"), sim.rest_url, tls_context(sim.ca_file), ["BTCUSDT"], Permits())
     assert 1 <= caught.value.after_s <= 31

@@ -16,7 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from k2ray.errors import SettingsError
+from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
+
+TOO_OFTEN = frozenset({429, 418})
+"""HTTP statuses with which an exchange says that this address asks too often; 418: and that it is banned for it."""
+
+LATER_S = 60.0
+"""How long to stay away if it does not say."""
+
+
+def refused(message: str, status: int, retry_after: str | None) -> ExchangeUnavailable:
+    """Return the error of a request that was answered with this status.
+
+    Args:
+        message: What was asked and what came.
+        status: HTTP status.
+        retry_after: That header, if there was one.
+    """
+    if status not in TOO_OFTEN:
+        return ExchangeUnavailable(message)
+    return TooOften(message, float(retry_after) if retry_after and retry_after.isdigit() else LATER_S)
 
 
 @dataclass(frozen=True)

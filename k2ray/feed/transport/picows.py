@@ -27,7 +27,7 @@ from picows import (
 )
 
 from k2ray.errors import ExchangeUnavailable
-from k2ray.feed.transport import Endpoint, Sink, explain
+from k2ray.feed.transport import Endpoint, Sink, explain, refused
 
 READ_BYTES = 262_144
 """First size of the read buffer: some 1,500 trades a turn of the event loop."""
@@ -174,7 +174,9 @@ async def connect(endpoint: Endpoint, sink: Sink) -> _Listener:
                 ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
             )
     except WSInvalidStatusError as error:
-        raise ExchangeUnavailable(f"{host}: the handshake was refused: {error}") from None
+        answer = error.response
+        status, later = (0, None) if answer is None else (int(answer.status), answer.headers.get("Retry-After"))
+        raise refused(f"{host}: the handshake was refused: {error}", status, later) from None
     except WSHandshakeError as error:
         raise ExchangeUnavailable(f"{host}: the handshake failed: {error}") from None
     except (OSError, TimeoutError, WSError) as error:

@@ -20,7 +20,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from k2ray.errors import ExchangeUnavailable
-from k2ray.feed.transport import Endpoint, Sink, explain
+from k2ray.feed.transport import Endpoint, Sink, explain, refused
 
 READ_BYTES = 262_144
 """One read, and so the work of one turn of the event loop: some 1,500 trades. asyncio's TLS layer reads no more."""
@@ -195,7 +195,7 @@ class WebSocket(asyncio.BufferedProtocol):
         elif isinstance(error, InvalidStatus):
             response = error.response
             reason = f"the handshake was refused: HTTP {response.status_code} {response.reason_phrase}"
-            self.opened.set_exception(ExchangeUnavailable(reason))
+            self.opened.set_exception(refused(reason, response.status_code, response.headers.get("Retry-After")))
         else:
             self.opened.set_exception(ExchangeUnavailable(f"the handshake failed: {error}"))
 

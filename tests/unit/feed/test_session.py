@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from k2ray.clock import Clock
-from k2ray.errors import ExchangeUnavailable, SettingsError
+from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
 from k2ray.exchanges.base import Instrument
-from k2ray.feed.session import FeedSession, Permit
+from k2ray.feed.session import Ban, FeedSession, Permit
 from k2ray.feed.transport import Endpoint, Sink, Transport
 from k2ray.log.partition import partition_of
 from k2ray.settings import Settings, load_settings
@@ -58,6 +58,7 @@ class FakeExchange:
 
     def __init__(self, refusals: int = 0) -> None:
         self.refusals = refusals
+        self.refusal = ExchangeUnavailable("refused, for the test")
         self.answers_pings = True
         self.answers_questions = False
         self.pings = 0
@@ -72,7 +73,7 @@ class FakeExchange:
             await asyncio.Event().wait()
         if self.refusals:
             self.refusals -= 1
-            raise ExchangeUnavailable("refused, for the test")
+            raise self.refusal
         self.connections.append(FakeTransport(self, sink))
         return self.connections[-1]
 
@@ -131,6 +132,7 @@ class World:
         symbols: tuple[str, ...] = SYMBOLS,
         clock: Clock | None = None,
         permit: Permit | None = None,
+        ban: Ban | None = None,
         overlap_s: float = 0.05,
         **feed: Any,
     ) -> None:
@@ -152,6 +154,7 @@ class World:
             connect=self.exchange.connect,
             ask=self.ask,
             permit=permit,
+            ban=ban,
             overlap_s=overlap_s,
         )
 
@@ -294,6 +297,24 @@ async def test_a_rotation_on_request_says_what_becomes_of_it() -> None:
     async with World(index=idle, connections=4, symbols=("BTCUSDT",)) as world:
         assert "owns no symbol" in world.session.rotate()
         assert world.session.status().ready, "nothing to record is recorded"
+
+
+async def test_a_refusal_for_connecting_too_often_is_told_to_all() -> None:
+    """What one feed learns, the others need not try."""
+    told: list[tuple[str, float]] = []
+
+    async def ban(resource: str, for_s: float) -> None:
+        told.append((resource, for_s))
+
+    exchange = FakeExchange(refusals=1)
+    exchange.refusal = TooOften("HTTP 429", 33)
+    async with World(exchange, ban=ban) as world:
+        await world.up()
+        assert told == [("connects", 33)]
+        exchange.refusals, exchange.refusal = 1, ExchangeUnavailable("refused, for the test")
+        world.exchange.now.end("gone")
+        await world.up(2)
+        assert told == [("connects", 33)], "any other refusal is nobody else's business"
 
 
 async def test_every_connect_waits_for_its_permit() -> None:
