@@ -12,7 +12,8 @@ It is told what is committed (`observe`), the newest ids that the exchange names
    have passed them: what is decided by then says whether they helped. Nothing of this is kept on disk: after a crash
    ids are fetched again, and the ledger drops what it has.
 4. Ids that the exchange does not answer (trades older than it keeps, numberings begun anew) are asked for again after
-   a pause; absent `lost_after_answers` times in a row, they are sealed: lost. What the exchange itself marks as void,
+   a pause; absent `lost_after_answers` times in a row (ten times that if the answers are empty), they are sealed:
+   lost. What the exchange itself marks as void,
    what cannot be stored, and gaps wider than `max_gap_ids` are sealed at once. Above the newest row nothing is sealed:
    only a gap can be lost.
 
@@ -32,7 +33,8 @@ import numpy.typing as npt
 from k2ray.backfill.model import Answer, Committed, GiveUp, Hole, Newest, Page, Policy, Stream
 from k2ray.backfill.spans import Span, intersect, of_ids, of_ranges, subtract
 
-FOREVER_US = 1 << 62
+EMPTY_ANSWERS = 10
+"""So many times more answers it takes to give up ids when the answers hold nothing above them either."""
 
 GONE = "the exchange does not have these trades any more"
 BEGAN_ANEW = "the exchange has other trades under these ids"
@@ -102,8 +104,13 @@ class Planner:
             self._prove(known)
 
     def newest(self, stream: Stream, newest: Newest) -> None:
-        """Take note of the newest id that the exchange names."""
+        """Take note of the newest id that the exchange names.
+
+        One below what is committed already proves nothing: its numbering began anew, or its REST lags its streams.
+        """
         known = self._streams.setdefault(stream, _Known())
+        if known.committed.head_id is not None and newest.id < known.committed.head_id:
+            return
         if known.baseline is None:
             known.baseline = newest.id
         known.latest = newest
@@ -120,13 +127,16 @@ class Planner:
         keep = np.zeros(len(answer.ids), dtype=np.bool_)
         tolerance = self._policy.tolerance_us
         void, dead = (of_ids(np.array(ids, dtype=np.int64)) for ids in (answer.void, answer.dead))
+        newest = max([*answer.ids[-1:].tolist(), *answer.void, *answer.dead], default=0)
         covered: list[Span] = []
         seals: list[GiveUp] = []
         for hole in page.holes:
             whole = [(hole.first, hole.last)]
             inside = (answer.ids >= hole.first) & (answer.starts < hole.last)
-            until_us = FOREVER_US if hole.until_us is None else hole.until_us + tolerance
-            timely = inside & (answer.times_us >= hole.since_us - tolerance) & (answer.times_us <= until_us)
+            timely = inside
+            if hole.until_us is not None:  # above the newest row any time is possible: the ledger judges
+                timely = inside & (answer.times_us >= hole.since_us - tolerance)
+                timely &= answer.times_us <= hole.until_us + tolerance
             keep |= timely
             came = of_ranges(answer.starts[timely], answer.ids[timely])
             covered += came
@@ -134,8 +144,9 @@ class Planner:
             self._absences_end(known, hole.space, came)
             seals += _seals(page.stream, hole, subtract(void, came), VOID)
             seals += _seals(page.stream, hole, subtract(dead, came), DEAD)
-            seals += self._absent(known, page.stream, hole, intersect(others, whole), BEGAN_ANEW)
-            seals += self._absent(known, page.stream, hole, subtract(whole, came + others + void + dead), GONE)
+            others, gone = intersect(others, whole), subtract(whole, came + others + void + dead)
+            seals += self._absent(known, page.stream, hole, others, hole.last + 1, BEGAN_ANEW)
+            seals += self._absent(known, page.stream, hole, gone, newest, GONE)
         decided = [*covered, *((seal.first, seal.last) for seal in seals)]
         for hold in known.holds:
             if hold.page is page:
@@ -303,11 +314,15 @@ class Planner:
         if fruitless:
             known.holds.append(_Hold(fruitless, now_s + self._policy.retry_s))
 
-    def _absent(self, known: _Known, stream: Stream, hole: Hole, spans: Sequence[Span], reason: str) -> list[GiveUp]:
+    def _absent(
+        self, known: _Known, stream: Stream, hole: Hole, spans: Sequence[Span], newest: int, reason: str
+    ) -> list[GiveUp]:
         seals: list[GiveUp] = []
         for span in spans:
+            # An answer that goes on above the ids says that they are not there; an empty one may be a failure.
+            enough = self._policy.lost_after_answers * (1 if newest > span[1] else EMPTY_ANSWERS)
             for part, times in self._count(known, hole.space, span, fetched=False):
-                if times >= self._policy.lost_after_answers:
+                if times >= enough:
                     seals += _seals(stream, hole, [part], reason)
         return seals
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k2ray.backfill.model import Answer, Committed, GiveUp, Hole, Newest, Page, Policy, Stream
-from k2ray.backfill.plan import BEGAN_ANEW, DEAD, ELSEWHERE, GONE, VOID, Planner
+from k2ray.backfill.plan import BEGAN_ANEW, DEAD, ELSEWHERE, EMPTY_ANSWERS, GONE, VOID, Planner
 from k2ray.backfill.spans import Span, intersect, of_ids, subtract
 
 BTC: Stream = ("trades", "BTCUSDT")
@@ -126,8 +126,8 @@ def test_ids_that_come_in_between_are_counted_anew() -> None:
     plan.produced(page, None, 10.0)
     plan.observe({BTC: view}, 15.0)
     (page,) = plan.next(15.0, 4)
-    keep, seals = plan.answered(page, answer([5, 6, 7]), 15.0)
-    assert keep.tolist() == [True] * 3
+    keep, seals = plan.answered(page, answer([5, 6, 7, 10]), 15.0)
+    assert keep.tolist() == [True] * 3 + [False]
     plan.produced(page, 41, 15.0)
     left = Committed((hole(8, 9),), 20, 20_000, offset=41)
     plan.observe({BTC: left}, 20.0)
@@ -135,6 +135,23 @@ def test_ids_that_come_in_between_are_counted_anew() -> None:
     assert spans([page]) == [(8, 9)]
     _, seals = plan.answered(page, answer([10]), 20.0)
     assert [(seal.first, seal.last) for seal in seals] == [(8, 9)], "the third answer in a row without them"
+
+
+def test_empty_answers_are_believed_much_later() -> None:
+    """An exchange in trouble answers with nothing; that must not cost ids for good."""
+    plan = planner()
+    view = Committed((hole(5, 9),), 20, 20_000)
+    plan.observe({BTC: view}, 0.0)
+    now_s, answers = 10.0, 0
+    seals: list[GiveUp] = []
+    while not seals:
+        for page in plan.next(now_s, 4):
+            answers += 1
+            _, seals = plan.answered(page, answer([]), now_s)
+            plan.produced(page, 41 if seals else None, now_s)
+        now_s += POLICY.retry_s
+        plan.observe({BTC: view}, now_s)
+    assert answers == POLICY.lost_after_answers * EMPTY_ANSWERS
 
 
 def test_other_trades_under_the_same_ids_are_not_the_missing_ones() -> None:
@@ -237,6 +254,23 @@ def test_a_symbol_without_a_row_is_followed_from_the_first_newest_id() -> None:
     assert spans(plan.next(40.0, 4)) == [(26, 27)]
 
 
+def test_a_newest_id_below_what_is_stored_proves_nothing() -> None:
+    """The exchange may have begun its ids anew while no feed was there to see it."""
+    plan = planner()
+    plan.observe({BTC: Committed((), 20, 20_000)}, 0.0)
+    plan.newest(BTC, Newest(3, 77, 1.0))
+    assert list(plan.proofs()) == [(BTC, None, None)]
+
+
+def test_above_the_newest_row_any_time_is_possible() -> None:
+    plan = planner()
+    plan.observe({BTC: Committed((), 20, 20_000, offset=1)}, 0.0)
+    plan.newest(BTC, Newest(22, 77, 0.0))
+    (page,) = plan.next(10.0, 4)
+    keep, _ = plan.answered(page, answer([21, 22], late_us=-3_600_000_000), 10.0)
+    assert keep.all()
+
+
 def test_newer_newest_ids_do_not_put_off_the_proof_for_ever() -> None:
     plan = planner()
     plan.observe({BTC: Committed((), 20, 20_000)}, 0.0)
@@ -296,7 +330,7 @@ def test_in_the_end_every_id_has_come_or_is_lost(data: st.DataObject) -> None:
             if turn < 100 and data.draw(st.integers(0, 4)) == 0:
                 plan.failed(page)
                 continue
-            ids = [number for number in range(page.first, page.first + page.rows) if horizon <= number <= newest]
+            ids = list(range(max(horizon, page.first), newest + 1))[: page.rows]
             keep, seals = plan.answered(
                 page, answer([i for i in ids if i not in void], void=[i for i in ids if i in void]), now_s
             )
