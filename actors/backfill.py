@@ -18,7 +18,7 @@ from k2ray.backfill.committed import CommittedLedgers
 from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.session import BackfillSession
 from k2ray.clock import SystemClock
-from k2ray.errors import TryAgain
+from k2ray.errors import BadInput, TryAgain
 from k2ray.feed.transport import tls_context
 from k2ray.lake.catalog import open_catalog
 from k2ray.log.consumer import LogReader
@@ -43,7 +43,12 @@ class ExchangeBudget:
 
     async def permit(self, amount: int) -> None:
         """Wait until so much is granted."""
-        await self._permits.permit(self._exchange, WEIGHT, amount)
+        while True:
+            try:
+                return await self._permits.permit(self._exchange, WEIGHT, amount)
+            except BadInput:
+                # More than the reserve that this process has while no supervisor answers: wait for one.
+                await asyncio.sleep(RETRY_S)
 
     async def ban(self, for_s: float) -> None:
         """Tell all actors to wait."""

@@ -12,7 +12,7 @@ from k2ray.backfill.gaps_table import GAPS, GapsTable
 from k2ray.backfill.history import SpaceKey, advance
 from k2ray.backfill.spans import Span, intersect
 from k2ray.clock import Clock
-from k2ray.errors import CatalogUnavailable, WorldMoved
+from k2ray.errors import K2rayError
 from k2ray.lake.upkeep import TableUpkeep
 from k2ray.layout import DataDir
 from k2ray.settings import Settings
@@ -54,6 +54,7 @@ class GapRecorder:
 
         Raises:
             WorldMoved, CatalogUnavailable: Nothing was stored, or that is unknown; call again with the next look.
+            OperatorNeeded: The table's state cannot be read; a person must look.
         """
         if look.snapshot_id is None or self._recorded.get(table) == look.snapshot_id:
             return
@@ -63,7 +64,7 @@ class GapRecorder:
             after, events = advance(before, table, self._exchange, look.gaps, look.snapshot_id, now_us, self._why_lost)
             if events:
                 self._table.append(events, after)
-        except (WorldMoved, CatalogUnavailable):
+        except K2rayError:
             self._table.forget()
             raise
         self._recorded[table] = look.snapshot_id

@@ -38,7 +38,7 @@ from k2ray.backfill.plan import Planner
 from k2ray.backfill.recorder import GapRecorder
 from k2ray.backfill.symbols import ask_about
 from k2ray.clock import Clock
-from k2ray.errors import BadFrame, CatalogUnavailable, ExchangeUnavailable, TryAgain, WorldMoved
+from k2ray.errors import BadFrame, CatalogUnavailable, ExchangeUnavailable, OperatorNeeded, TryAgain, WorldMoved
 from k2ray.exchanges import adapter as adapter_named
 from k2ray.exchanges import rest_adapter
 from k2ray.exchanges.base import RestPage
@@ -240,14 +240,15 @@ class BackfillSession:
         for table, look in self._looks.items():
             try:
                 await asyncio.to_thread(self._recorder.record, table, look)
-            except (WorldMoved, CatalogUnavailable) as error:
+            except (WorldMoved, CatalogUnavailable, OperatorNeeded) as error:
+                # A history that cannot be kept is said, and keeps nobody from filling gaps.
                 self._trouble["history"] = str(error)
                 _log.warning("gaps_not_recorded", reason=str(error))
             else:
                 self._trouble.pop("history", None)
         try:
             await asyncio.to_thread(self._recorder.tidy)
-        except TryAgain as error:
+        except (TryAgain, OperatorNeeded) as error:
             _log.warning("gaps_not_tidied", reason=str(error))
 
     # --- prove

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -67,6 +68,12 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
         env = system.run("env")
         assert f"export RAY_ADDRESS={status['ray']}" in env.out
         assert "RAY_AUTH_TOKEN_PATH" in env.out
+
+        asked = {"symbols": "BTCUSDT", "last_id": rows(system)[0]["source_sequence"]}
+        (complete,) = system.get("/v1/completeness", **asked).json()["data"]
+        assert (complete["complete"], complete["proof"], complete["missing"]) == (True, "ids", [])
+        shown = json.loads(system.run("gaps", "--json", "--symbols", "BTCUSDT").out)
+        assert {row["channel"]: row["proof"] for row in shown} == {"trades": "ids", "quotes": "unproven"}
 
         rotated = system.run("rotate", "feed:binance:0")
         assert rotated.status == 0, rotated.err

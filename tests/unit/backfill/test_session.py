@@ -107,6 +107,7 @@ async def test_no_question_is_sent_before_retry_after_is_over(world: BackfillWor
     world.publish([1, 2, 9])
     world.exchange.replies = [(status, {"retry-after": "1"})]
     async with world.running():
+        await until(lambda: metrics.BACKFILL_BANNED_SECONDS.labels("binance")._value.get() > 0, "the wait is shown")
         await until(lambda: len(world.stored()) == 9, "the gap is filled")
     pauses = [later - earlier for earlier, later in pairwise(world.exchange.times)]
     assert pauses[0] >= 1.0
