@@ -13,8 +13,9 @@ States: `waiting` (for its next attempt) -> `connecting` -> `open` -> `closing` 
 
 Liveness: a ping every `ping_interval_s` must be answered within `pong_timeout_s`. Without a frame for `stale_after_s`
 the peer is probed by a ping and, where the exchange answers that, asked what is subscribed: thin symbols are silent, a
-dead peer does not answer. What makes a connection untrustworthy, or too old, is told to the owner as `Replace`; this
-machine never gives up a socket that may still deliver.
+dead peer does not answer. A connection that was busy and falls silent is replaced even though its peer answers, once:
+its successor must have been busy itself before it is judged so. What makes a connection untrustworthy, or too old, is
+told to the owner as `Replace`; this machine never gives up a socket that may still deliver.
 
 Delivering: the owner may let go of the old connection only when the new one gets what is sent from now on. No trade of
 a thin symbol can be waited for, so the proof is the exchange's answer to the question what is subscribed: whatever it
@@ -63,6 +64,12 @@ STABLE_AFTER_S = 10.0
 
 CLOSE_TIMEOUT_S = 5.0
 """A close that is not confirmed by then is cut."""
+
+BUSY_FRAMES = 1_000
+"""From here on it is known how busy a connection is."""
+
+BUSY_PER_WAIT = 100
+"""One with so many frames in each `stale_after_s` is not thin: silent for twice as long, it was forgotten."""
 
 LIFETIME_PART = 0.9
 """Of the lifetime that the exchange allows a connection: then it is replaced, whatever `rotate_every_s` says."""
@@ -133,6 +140,8 @@ class Connection:
         self._pinged_for = HEARTBEAT
         self._replace_s: float | None = None
         self._streams = 0
+        self._frames = 0
+        self._data_before_s: float | None = None
         self._close_by_s = 0.0
 
     @property
@@ -194,7 +203,9 @@ class Connection:
     def _on_frames(self, connection: int, frames: Sequence[bytes], received_us: int, now_s: float) -> None:
         self._gather.add(frames, received_us, now_s)
         if connection == self.connection and frames:
+            self._data_before_s = self.last_data_s if len(frames) == 1 else now_s
             self.last_data_s = now_s
+            self._frames += len(frames)
             self._stale_s = now_s + self._settings.stale_after_s
             if self._habits.heartbeat.client_message is not None:
                 self._on_life(now_s)  # its answer is a frame like others
@@ -204,6 +215,7 @@ class Connection:
         self._stale_s = now_s + self._settings.stale_after_s
 
     def _on_subscribed(self, streams: int, now_s: float, out: list[Instruction]) -> None:
+        self.last_data_s = self._data_before_s  # an answer is life, but no data
         if streams < self._streams:
             self.suspect = True
             out.append(Replace(self.connection, STALE, f"{streams} of {self._streams} streams are left"))
@@ -215,6 +227,7 @@ class Connection:
         self.state = "open"
         self.opened_s = now_s
         self.last_pong_s = None
+        self._frames = 0
         self._stale_s = now_s + self._settings.stale_after_s
         self._replace_s = now_s + self._age_limit_s()[0] * (1 - self._uniform(0.0, self._settings.rotate_jitter))
         if self._draining:
@@ -275,6 +288,10 @@ class Connection:
                 waited = self._settings.pong_timeout_s
                 out.append(Replace(self.connection, self._pinged_for, f"no pong within {waited:g} s"))
             return
+        if self._is_forgotten(now_s):
+            self._frames = 0
+            self.suspect = True
+            out.append(Replace(self.connection, STALE, "no data on a busy connection, though the peer answers"))
         if now_s >= self._stale_s:
             self.probes += 1
             self._stale_s = now_s + self._settings.stale_after_s
@@ -282,6 +299,14 @@ class Connection:
             self._ask(out)
         elif now_s >= self._ping_s:
             self._ping(HEARTBEAT, now_s, out)
+
+    def _is_forgotten(self, now_s: float) -> bool:
+        """Tell whether data that used to come all the time does not come any more."""
+        if self._frames < BUSY_FRAMES or self.last_data_s is None or self.opened_s is None:
+            return False
+        wait_s = self._settings.stale_after_s
+        usual = self._frames * wait_s / max(self.last_data_s - self.opened_s, wait_s)
+        return usual >= BUSY_PER_WAIT and now_s >= self.last_data_s + 2 * wait_s
 
     def _check_age(self, now_s: float, out: list[Instruction]) -> None:
         if self._replace_s is not None and now_s >= self._replace_s:

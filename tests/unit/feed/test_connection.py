@@ -273,6 +273,55 @@ def test_a_probe_asks_what_is_subscribed_and_lost_streams_replace_the_connection
     assert subject.handle(machine.Subscribed(1, 7), 60.3) == [machine.Replace(1, "stale", "7 of 8 streams are left")]
 
 
+def busy(seconds: int, a_second: int, question: bool = True) -> Connection:
+    """Return one that has delivered so many frames a second until now."""
+    subject = opened(habits=QUESTION if question else None)
+    for second in range(1, seconds + 1):
+        subject.handle(machine.Frames(1, [b"x"] * a_second, 1), float(second))
+        subject.handle(machine.Pong(1), float(second))
+    return subject
+
+
+def silence(subject: Connection, from_s: float, to_s: float) -> list[machine.Instruction]:
+    """Let a peer that answers everything send no data; return what the machine said."""
+    said, now_s = [], from_s
+    while now_s < to_s:
+        due_s = subject.due_s
+        assert due_s is not None
+        now_s = max(now_s, due_s)
+        out = subject.handle(machine.Tick(), now_s)
+        said += out
+        if machine.Ping(1) in out:
+            subject.handle(machine.Pong(1), now_s)
+        if any(isinstance(item, machine.Say) for item in out):
+            subject.handle(machine.Frames(1, [b"the answer"], 1), now_s)
+            subject.handle(machine.Subscribed(1, 8), now_s)
+    return said
+
+
+def test_a_busy_connection_that_falls_silent_is_replaced_though_its_peer_answers() -> None:
+    """A feed that dies silently: pings are answered, the subscriptions are listed, and no trade comes."""
+    subject = busy(seconds=100, a_second=20)
+    words = [item for item in silence(subject, 100, 1_000) if isinstance(item, machine.Replace)]
+    assert [(word.reason, word.connection) for word in words] == [("stale", 1)], "once"
+    assert "though the peer answers" in words[0].detail
+
+
+def test_a_thin_connection_that_is_silent_for_an_hour_is_left_alone() -> None:
+    """Watchdog false alarms on thin symbols."""
+    subject = busy(seconds=2_000, a_second=1)
+    words = [item for item in silence(subject, 2_000, 5_600) if isinstance(item, machine.Replace)]
+    assert words == []
+    assert subject.probes > 100
+
+
+def test_an_answer_to_a_probe_is_life_but_no_data() -> None:
+    """An age of the data that every probe resets would never raise an alarm."""
+    subject = busy(seconds=10, a_second=1)
+    silence(subject, 10, 200)
+    assert subject.last_data_s == 10
+
+
 def test_it_delivers_once_the_exchange_lists_what_is_subscribed() -> None:
     """No trade of a thin symbol can be waited for."""
     subject = opened(habits=QUESTION)
