@@ -1,7 +1,7 @@
 """`k2ray deploy`: the installed code and the settings file take over from what runs without a gap, or nothing changes.
 
 1. store what is installed as a release, 2. refuse settings that cannot be changed while a system runs, 3. plan the
-moves from what really runs (`actors/deploy.py`), 4. make them (`rollout.py`); a move that fails is taken back, and the
+moves from what really runs (`actors/deploy.py`), 4. make them (`takeover.py`); a move that fails is taken back, and the
 exit status is 1. A deployment that a dead process left half-way is completed.
 """
 
@@ -106,7 +106,8 @@ def move_to(standing: Standing, target: StoredRelease, kind: str, *, back: bool)
     Raises:
         OperatorNeeded: It failed; the message says why, and what runs now.
     """
-    from k2ray.cli.rollout import Rollout, roll_out  # imports Ray, which must come after connecting
+    from k2ray.cli.rollout import Rollout  # imports Ray, which must come after connecting
+    from k2ray.cli.takeover import take_over
 
     system, history = standing.system, standing.history
     half = history.under_way
@@ -124,7 +125,7 @@ def move_to(standing: Standing, target: StoredRelease, kind: str, *, back: bool)
     history.begin(target.digest, kind, who(), now())
     write_history(system.layout, history)
     blue = standing.blue if standing.blue is not None and standing.blue.digest != target.digest else None
-    roll_out(rollout, system, history, target, blue, standing.others(target), back=back)
+    take_over(rollout, system, history, target, blue, standing.others(target), back=back)
     standing.store.prune(history.needed(), system.settings.deploy.releases_kept)
     say(f"Release {target.digest} runs. `k2ray rollback` goes back.")
 

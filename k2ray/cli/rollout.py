@@ -1,4 +1,4 @@
-"""Carry out the moves of a deployment (`actors/deploy.py`), and take them back when one fails.
+"""Carry out the moves of a deployment (`actors/deploy.py`).
 
 Everything is decided by what really runs: the supervisor's status and what HTTP says of itself. The wanted state on
 disk is changed before each move, so a process that is killed between two of them leaves a system that works, whose next
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -22,7 +22,7 @@ from actors.child import pid_space
 from actors.deploy import Deed, Move, Outcome, Running, Verdict, judge, plan, unsteady
 from actors.history import History, write_history
 from actors.names import SUPERVISOR
-from actors.releases import StoredRelease, now
+from actors.releases import StoredRelease
 from actors.supervisor import system_status
 from actors.wanted import Release, Wanted, read_wanted, write_wanted
 from k2ray.cli.console import Step, complain, step
@@ -336,66 +336,6 @@ def http_release(system: System) -> str:
         return str(answer.json().get("release", "")) if answer.status_code == httpx.codes.OK else ""
     except (httpx.HTTPError, ValueError):
         return ""
-
-
-def roll_out(
-    rollout: Rollout,
-    system: System,
-    history: History,
-    target: StoredRelease,
-    blue: StoredRelease | None,
-    others: Sequence[StoredRelease],
-    *,
-    back: bool,
-) -> None:
-    """Move to the target and watch it; when anything fails, move back to what ran before.
-
-    Args:
-        rollout: Makes the moves.
-        system: Whose.
-        history: With this deployment begun.
-        target: The release to reach.
-        blue: What to go back to; None if nothing is known.
-        others: Every release that something may run now.
-        back: Whether the target is an older one.
-
-    Raises:
-        OperatorNeeded: It failed; the message says why, and whether what ran before runs again.
-    """
-    layout = system.layout
-    try:
-        rollout.go(target, others, back=back)
-        rollout.watch(target, system.settings.deploy.watch_s)
-    except (K2rayError, KeyboardInterrupt) as error:
-        why = str(error) or "interrupted"
-        complain(f"release {target.digest} did not take over: {why}")
-        if blue is None:
-            history.note(f"failed: {why}")
-            write_history(layout, history)
-            raise OperatorNeeded(f"{why}; nothing else is known to go back to. The same command tries again") from error
-        try:
-            _take_back(rollout, blue, [target, *others])
-        except K2rayError as worse:
-            history.note(f"taking back failed: {worse}")
-            write_history(layout, history)
-            raise OperatorNeeded(
-                f"{why}; and going back to release {blue.digest} failed: {worse}. `k2ray rollback` tries again"
-            ) from error
-        history.fail(why, now())
-        write_history(layout, history)
-        raise OperatorNeeded(
-            f"rolled back to release {blue.digest}, which runs as before. The reason: {why}"
-        ) from error
-    rollout.finish(target)
-    history.succeed(now())
-    write_history(layout, history)
-
-
-def _take_back(rollout: Rollout, blue: StoredRelease, others: Sequence[StoredRelease]) -> None:
-    complain(f"going back to release {blue.digest}")
-    rollout.revive_supervisor(blue)
-    rollout.go(blue, others, back=True)
-    rollout.finish(blue)
 
 
 def _logical(actor: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def _choose_release(system: System, settings: Settings) -> tuple[StoredRelease |
     before = read_wanted(layout.run)
     if before is None or before.stopping or not _supervisor_lives(system):
         return store.make(system.settings, _wanted(settings)), True
-    if before.settings != settings.to_json():
+    if json.loads(before.settings) != json.loads(settings.to_json()):
         raise OperatorNeeded(
             "the running system has other settings: `k2ray deploy` brings it these ones without a gap "
             "(`k2ray deploy --dry-run` says what would change)"

@@ -204,7 +204,6 @@ def test_a_release_whose_feed_never_delivers_is_taken_back(stage: Stage, free_po
     before = {actor["name"]: actor["pid"] for actor in stage.all_run(blue)["actors"] if actor["role"] == "feed"}
     with stage.unchanged_after(), stage.asked():
         stage.exchange(ws_url=f"wss://127.0.0.1:{free_port()}")
-        stage.change(supervision={"start_timeout_s": 30})
         done = stage.system.run("deploy")
         print(done.out, done.err)  # noqa: T201
         assert done.status == 1
