@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from k2ray.clock import ManualClock
@@ -61,3 +64,20 @@ def data_files(table: Table) -> list[str]:
     """Return the newest snapshot's data files."""
     table.refresh()
     return sorted(task.file.file_path for task in table.scan().plan_files())
+
+
+def before_commits(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, *actions: Callable[[], object]) -> list[int]:
+    """Do something just before each of a catalog's next commits reaches it; returns a list that grows with each."""
+    commit = catalog.commit_table
+    left = iter(actions)
+    calls: list[int] = []
+
+    def interposed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls))
+        for action in left:
+            action()
+            break
+        return commit(*args, **kwargs)
+
+    monkeypatch.setattr(catalog, "commit_table", interposed)
+    return calls
