@@ -12,14 +12,15 @@ import pytest
 
 from actors import edge
 from actors.names import SUPERVISOR
-from tests.support.arena import Arena, fresh_arena, standing_arena
+from tests.support.arena import Arena, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import start_sim
 
 pytestmark = pytest.mark.timeout(400)
 
-RATE = 5_000
+RATE = 1_000
+BUSY = 5_000
 
 FIRST, SECOND = "feed:binance:0", "feed:binance:0:2"
 
@@ -104,13 +105,12 @@ def connects_left(arena: Arena) -> int:
 
 @pytest.mark.chaos_full
 def test_twenty_rotations_of_the_only_connection_at_5000_trades_a_second_lose_nothing(
-    arena: Arena, ray: SmallCluster, tmp_path: Path
+    ray: SmallCluster, tmp_path: Path
 ) -> None:
     """Trap 6, with nothing that could hide a hole: one copy, the real overlap, through to the table."""
-    with fresh_arena(ray, tmp_path / "fresh", arena, "twenty") as fresh:
-        fresh.start()
-        fresh.more_commits("trades", rows=RATE)
+    with start_sim(tmp_path, rate=BUSY) as sim, standing_arena(ray, tmp_path / "data", sim) as arena:
+        arena.more_commits("trades", rows=BUSY)
         for _ in range(20):
-            order_rotation(fresh, FIRST)
-        assert delivering(fresh, FIRST)["detail"]["reconnects"] == 0
-        nothing_is_missing(fresh)
+            order_rotation(arena, FIRST)
+        assert delivering(arena, FIRST)["detail"]["reconnects"] == 0
+        nothing_is_missing(arena)
