@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 import pyarrow.compute as pc
+from pyiceberg.catalog import Catalog
 
 from benchmarks.report import report
 from k2ray import model
@@ -47,7 +48,7 @@ from k2ray.wire.encoder import ARROW, publish_rows
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
 PATIENCE_S = 600
-PAUSE_S = 0.1
+PAUSE_S = 0.2
 
 
 class NoOthers:
@@ -99,8 +100,8 @@ def writing(settings: Settings, layout: DataDir, bootstrap: str) -> Iterator[Non
         thread.join()
 
 
-def committed(settings: Settings, layout: DataDir) -> int:
-    table = load_table(open_catalog(settings, layout), settings, "trades")
+def committed(catalog: Catalog, settings: Settings) -> int:
+    table = load_table(catalog, settings, "trades")
     snapshot = table.current_snapshot() if table is not None else None
     return int(snapshot.summary["total-records"]) if snapshot is not None and snapshot.summary is not None else 0
 
@@ -129,7 +130,7 @@ async def fill(settings: Settings, layout: DataDir, bootstrap: str, wanted_rows:
         await asyncio.sleep(PAUSE_S)
         if not before.pages:  # the first look, and the grace, are not part of the rate
             before, started_s, used = session.status(), time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
-        elif task.done() or committed(settings, layout) >= wanted_rows:
+        elif task.done() or committed(catalog, settings) >= wanted_rows:
             break
     took_s, after, spent = time.monotonic() - started_s, session.status(), resource.getrusage(resource.RUSAGE_SELF)
     task.cancel()
@@ -162,24 +163,29 @@ def run(case: str, rows: int, weight: int, section: dict[str, Any], seconds: flo
                 settings = settings_of(folder / "data", sim, bootstrap, "bench", weight, section)
                 layout = DataDir(folder / "data")
                 ensure_topics(bootstrap, settings)
-                first_rows(sim, settings, bootstrap)
+                made = first_rows(sim, settings, bootstrap)
                 with writing(settings, layout, bootstrap):
-                    found = asyncio.run(fill(settings, layout, bootstrap, rows, seconds))
+                    found = asyncio.run(fill(settings, layout, bootstrap, made, seconds))
                 exact = compare(sim, settings, layout)
         finally:
             broker.stop()
     return {"case": case, **found, **exact}
 
 
-def first_rows(sim: Sim, settings: Settings, bootstrap: str) -> None:
-    """Wait until the market is over; let a feed have seen each symbol's first trade and nothing more."""
+def first_rows(sim: Sim, settings: Settings, bootstrap: str) -> int:
+    """Wait until the market is over; let a feed have seen each symbol's first trade and nothing more.
+
+    Returns:
+        How many trades the exchange made.
+    """
     deadline_s, made = time.monotonic() + PATIENCE_S, -1
     while made != (made := sim.get("/api/v3/ticker/24hr")[0]["lastId"]):
         assert time.monotonic() < deadline_s
         time.sleep(1)
     producer = LogProducer(bootstrap, client_id="feed", spool=None, settings=settings.kafka)
     rest = rest_adapter("binance")
-    for ticker in sim.get("/api/v3/ticker/24hr"):
+    tickers = sim.get("/api/v3/ticker/24hr")
+    for ticker in tickers:
         question = rest.page("trades", ticker["symbol"], ticker["firstId"], 1)
         with httpx.Client(verify=sim.tls()) as client:
             body = client.get(sim.rest_url + question.path, headers=question.headers).content
@@ -190,6 +196,7 @@ def first_rows(sim: Sim, settings: Settings, bootstrap: str) -> None:
         publish_rows(producer, ARROW, table_topics(settings, "trades")[0], partition, "trades", rows)
     assert producer.flush(30)
     producer.close(5)
+    return sum(int(ticker["count"]) for ticker in tickers)
 
 
 def compare(sim: Sim, settings: Settings, layout: DataDir) -> dict[str, Any]:
