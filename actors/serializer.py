@@ -21,6 +21,7 @@ from k2ray.wire.cache import SchemaCache
 from k2ray.wire.framing import subject_of
 from k2ray.wire.registry import LazyRegistry
 
+TURN_S = 0.2
 RETRY_S = 2.0
 REFUSED_RETRY_S = 30.0
 """A refused schema needs a person; what they change at the registry is seen this much later."""
@@ -41,16 +42,16 @@ class SerializerActor(Child):
         self._asked = 0
 
     async def main(self) -> None:
-        """Register our schemas, then answer until drained."""
+        """Register our schemas, and answer until drained."""
+        registering = asyncio.create_task(self._register_ours())
         try:
-            pause_s = 0.0
             while not self.stopping.is_set():
                 self.turn()
-                if pause_s <= 0 and len(self._registered) < len(self._ours):
-                    pause_s = await self._register()
-                await asyncio.sleep(0.2)
-                pause_s -= 0.2
+                if registering.done():
+                    registering.result()
+                await asyncio.sleep(TURN_S)
         finally:
+            registering.cancel()
             await asyncio.to_thread(self._registry.close)
 
     async def by_id(self, schema_id: int) -> str:
@@ -74,22 +75,26 @@ class SerializerActor(Child):
         self._asked += 1
         return await asyncio.to_thread(self._ids.get, (subject, schema), lambda key: self._registry.id_for(*key))
 
+    async def _register_ours(self) -> None:
+        while len(self._registered) < len(self._ours):
+            pause_s = await self._register()
+            await asyncio.sleep(pause_s)
+
     async def _register(self) -> float:
         """Register what is not registered yet; returns the seconds until the next try."""
+        trouble, pause_s = None, 0.0
         for subject, schema in self._ours.items():
             if subject in self._registered:
                 continue
             try:
                 self._registered[subject] = await self.id_for(subject, schema)
             except TryAgain as error:
-                self._note(str(error))
-                return RETRY_S
+                trouble, pause_s = str(error), RETRY_S
             except OperatorNeeded as error:
                 # Other subjects, and everything that is read, go on; the feeds of this one send Arrow.
-                self._note(str(error))
-                return REFUSED_RETRY_S
-        self._note(None)
-        return 0.0
+                trouble, pause_s = str(error), REFUSED_RETRY_S
+        self._note(trouble)
+        return pause_s
 
     def _own_subjects(self) -> dict[str, str]:
         tables = self.settings.exchanges.tables()

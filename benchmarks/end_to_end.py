@@ -42,7 +42,7 @@ def main() -> int:
     for rate in rates:
         print(f"{rate:,.0f} trades/s over {arguments.transport} for {seconds:g} s ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="k2ray-bench-") as folder:
-            row = _measure(Path(folder), rate, seconds, arguments.transport, arguments.connections)
+            row = measure(Path(folder), rate, seconds, arguments.transport, arguments.connections)
         rows.append(row)
         print(f"  {row}", flush=True)
         if not row["sustained"]:
@@ -52,8 +52,13 @@ def main() -> int:
     return 0
 
 
-def _measure(folder: Path, rate: float, seconds: float, transport: str, connections: int) -> dict[str, Any]:
-    with running_system(folder, rate=rate, symbols=SYMBOLS, transport=transport, connections=connections) as system:
+def measure(
+    folder: Path, rate: float, seconds: float, transport: str, connections: int, codec: str = "arrow"
+) -> dict[str, Any]:
+    """Run everything at one rate in an empty folder; return whether that was sustained, and what it cost."""
+    with running_system(
+        folder, rate=rate, symbols=SYMBOLS, transport=transport, connections=connections, codec=codec
+    ) as system:
         time.sleep(SETTLE_S)
         before = system.status()
         spent_before, start, start_us = system.cpu_s(before), time.monotonic(), time.time_ns() // 1_000

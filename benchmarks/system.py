@@ -91,6 +91,7 @@ def running_system(
     channels: Sequence[str] = ("trades",),
     connections: int = 1,
     transport: str = "websockets",
+    codec: str = "arrow",
 ) -> Iterator[System]:
     """Run all of it in `folder` until the block ends.
 
@@ -101,6 +102,7 @@ def running_system(
         channels: What is recorded, and generated.
         connections: WebSocket connections, each a feed actor.
         transport: `websockets` or `picows`.
+        codec: How rows look in Kafka: `arrow` or `avro`.
     """
     arguments = ["--channels", ",".join(STREAMS[channel] for channel in channels)]
     with socket.socket() as probe:
@@ -108,6 +110,7 @@ def running_system(
         port = probe.getsockname()[1]
     with running_sim(folder, rate=rate, symbols=symbols, arguments=arguments) as sim:
         config = sim.config(symbols=symbols, channels=channels, port=port, transport=transport, connections=connections)
+        config["wire"] = {"codec": codec}
         (folder / "k2ray.yaml").write_text(yaml.safe_dump(config))
         k2ray("up", folder)
         system = System(sim, load_settings(folder / "k2ray.yaml", environ={}), f"http://127.0.0.1:{port}")

@@ -104,10 +104,10 @@ def ensure_topics(bootstrap: str, settings: Settings) -> None:
                 _check_again(bootstrap, settings, name, wanted[name])
             else:
                 raise map_error(error, f"create topic {name}") from error
-    _wait_until_known(admin, {topic.topic for topic in missing})
+    wait_until_known(admin, {topic.topic for topic in missing})
 
 
-def _wait_until_known(admin: AdminClient, names: set[str]) -> None:
+def wait_until_known(admin: AdminClient, names: set[str]) -> None:
     """A topic is made before every part of the broker has heard of it; who reads its id next must not miss it."""
     deadline_s = time.monotonic() + KNOWN_TIMEOUT_S
     unknown = names

@@ -32,8 +32,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
 )
 from confluent_kafka.cimpl import NewTopic
 
-from k2ray.errors import K2rayError, OperatorNeeded, RegistryUnavailable
+from k2ray.errors import BrokerUnavailable, K2rayError, OperatorNeeded, RegistryUnavailable
 from k2ray.log.client import admin_client, client_config, map_error
+from k2ray.log.topics import wait_until_known
 from k2ray.logs import get_logger
 from k2ray.settings import Kafka
 from k2ray.wire.compatibility import canonical
@@ -44,6 +45,8 @@ _log = get_logger(__name__)
 
 ANSWER_TIMEOUT_S = 15.0
 _POLL_S = 0.2
+# A topic that was made a moment ago is not known to every part of the broker yet.
+_UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001
 _PARTITION = 0
 
 
@@ -255,6 +258,7 @@ class TopicRegistry:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
+            wait_until_known(admin, {self.topic})
         self._ensure_compacted(admin)
         self._ready = True
 
@@ -294,6 +298,8 @@ class _Mapped:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KafkaException):
             meant: K2rayError = map_error(error, self._doing)
-            if isinstance(meant, OperatorNeeded):
+            if isinstance(meant, OperatorNeeded) and error.args[0].code() not in _UNKNOWN:
                 raise meant from error
             raise RegistryUnavailable(str(meant)) from error
+        if isinstance(error, BrokerUnavailable):
+            raise RegistryUnavailable(str(error)) from error
