@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors import edge
 from actors.history import History, write_history
 from actors.releases import StoredRelease, now
 from k2ray.cli.console import complain
@@ -43,8 +44,8 @@ def take_over(
     try:
         rollout.go(target, others, back=back)
         rollout.watch(target, system.settings.deploy.watch_s)
-    except (K2rayError, KeyboardInterrupt) as error:
-        why = str(error) or "interrupted"
+    except (K2rayError, KeyboardInterrupt, *edge.RAY_ERRORS) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else _said(error)
         complain(f"release {target.digest} did not take over: {why}")
         if blue is None:
             history.note(f"failed: {why}")
@@ -52,11 +53,11 @@ def take_over(
             raise OperatorNeeded(f"{why}; nothing else is known to go back to. The same command tries again") from error
         try:
             _take_back(rollout, blue, [target, *others])
-        except K2rayError as worse:
-            history.note(f"taking back failed: {worse}")
+        except (K2rayError, *edge.RAY_ERRORS) as worse:
+            history.note(f"taking back failed: {_said(worse)}")
             write_history(layout, history)
             raise OperatorNeeded(
-                f"{why}; and going back to release {blue.digest} failed: {worse}. `k2ray rollback` tries again"
+                f"{why}; and going back to release {blue.digest} failed: {_said(worse)}. `k2ray rollback` tries again"
             ) from error
         history.fail(why, now())
         write_history(layout, history)
@@ -66,6 +67,10 @@ def take_over(
     rollout.finish(target)
     history.succeed(now())
     write_history(layout, history)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, K2rayError) else edge.first_line(error)
 
 
 def _take_back(rollout: Rollout, blue: StoredRelease, others: Sequence[StoredRelease]) -> None:
