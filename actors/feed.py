@@ -117,6 +117,8 @@ class FeedActor(Child):
             "rotating": session.rotating,
             "rotations": session.rotations,
             "reconnects": session.reconnects,
+            "pings": session.pings,
+            "pongs": session.pongs,
             "stale_probes": session.stale_probes,
             "pong_age_s": session.last_pong_age_s,
             "last_close": session.last_reason,

@@ -96,6 +96,7 @@ FEED_ROTATIONS = Counter(
 FEED_RECONNECTS = Counter(
     "k2ray_feed_reconnects", "Connections that ended before another one delivered.", ["exchange", "feed"]
 )
+FEED_PINGS = Counter("k2ray_feed_pings", "Our own pings, by outcome: sent, answered.", ["exchange", "feed", "outcome"])
 FEED_STALE_PROBES = Counter(
     "k2ray_feed_stale_probes", "Times that a connection was silent for too long and was asked.", ["exchange", "feed"]
 )

@@ -90,6 +90,21 @@ class Habits:
     question: bytes | None = None
 
 
+@dataclass
+class Tally:
+    """What the machines of a feed have counted together.
+
+    Attributes:
+        pings: Sent.
+        pongs: Received.
+        probes: How often a connection was silent for too long and was asked.
+    """
+
+    pings: int = 0
+    pongs: int = 0
+    probes: int = 0
+
+
 class Connection:
     """Decides what one socket after another does next; see the module's docstring for what it promises.
 
@@ -99,12 +114,12 @@ class Connection:
         habits: The exchange's.
         numbers: Where the connections' numbers come from; shared by all machines of a feed.
         failures: How many attempts failed before, for the first delay.
+        tally: Where it counts.
 
     Attributes:
         final: When this socket is gone there is no next one.
         suspect: It did not answer in time, or lost subscriptions.
         delivering_s: Since when it is known to deliver.
-        probes: How often it was silent for too long.
     """
 
     def __init__(
@@ -115,6 +130,7 @@ class Connection:
         *,
         numbers: Iterator[int] | None = None,
         failures: int = 0,
+        tally: Tally | None = None,
     ) -> None:
         self._settings = settings
         self._uniform = uniform
@@ -131,7 +147,7 @@ class Connection:
         self.last_data_s: float | None = None
         self.last_pong_s: float | None = None
         self.last_reason = ""
-        self.probes = 0
+        self.tally = tally or Tally()
         self._draining = False
         self._attempt_s: float | None = None
         self._ping_s = 0.0
@@ -182,6 +198,7 @@ class Connection:
                 self._on_opened(now_s, out)
             case Pong(connection) if connection == self.connection and self.state == "open":
                 self.last_pong_s = now_s
+                self.tally.pongs += 1
                 self._on_life(now_s)
             case Subscribed(connection, streams) if connection == self.connection and self.state == "open":
                 self._on_subscribed(streams, now_s, out)
@@ -293,7 +310,7 @@ class Connection:
             self.suspect = True
             out.append(Replace(self.connection, STALE, "no data on a busy connection, though the peer answers"))
         if now_s >= self._stale_s:
-            self.probes += 1
+            self.tally.probes += 1
             self._stale_s = now_s + self._settings.stale_after_s
             self._ping(STALE, now_s, out)
             self._ask(out)
@@ -328,6 +345,7 @@ class Connection:
         self._ping_s = now_s + min(interval_s, heartbeat.client_interval_s or interval_s)
         self._pong_by_s = now_s + self._settings.pong_timeout_s
         self._pinged_for = why
+        self.tally.pings += 1
         if heartbeat.client_message is None:
             out.append(Ping(self.connection))
         else:

@@ -23,7 +23,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 
-from k2ray.feed.connection import STABLE_AFTER_S, Connection, Habits
+from k2ray.feed.connection import STABLE_AFTER_S, Connection, Habits, Tally
 from k2ray.feed.events import (
     REASONS,
     CaughtUp,
@@ -66,6 +66,7 @@ class Rotation:
         rotations: Reason -> how many were completed.
         reconnects: Connections that were up and ended before another one delivered.
         drained: Nothing is open and nothing is held, for good.
+        tally: What its connections count.
         last_reason: Why the last connection or attempt ended, or was to be replaced.
     """
 
@@ -84,6 +85,7 @@ class Rotation:
         self._numbers = itertools.count(1)
         self._overlap_s = overlap_s
         self._overlap_max_s = max(overlap_s, overlap_max_s)
+        self.tally = Tally()
         self.serving = self._new(0)
         self.rising: Connection | None = None
         self.leaving: Connection | None = None
@@ -95,7 +97,6 @@ class Rotation:
         self._waiting = ""
         self._caught_up = True
         self._draining = False
-        self._probes = 0
 
     @property
     def connections(self) -> list[Connection]:
@@ -111,11 +112,6 @@ class Rotation:
     def ready(self) -> bool:
         """Whether the serving connection is known to deliver and answers."""
         return self.serving.delivering_s is not None and self.serving.state == "open" and not self.serving.suspect
-
-    @property
-    def probes(self) -> int:
-        """How often a connection was silent for too long and was asked."""
-        return self._probes + sum(item.probes for item in self.connections)
 
     @property
     def gathered(self) -> int:
@@ -209,14 +205,13 @@ class Rotation:
     def _settle(self, now_s: float, out: list[Instruction]) -> None:
         """Draw the conclusions, until nothing changes any more."""
         if self.leaving is not None and self.leaving.state == "drained":
-            self._probes += self.leaving.probes
             self.leaving = None
         if self.rising is not None and not self._draining:
             if self.serving.state == "drained":
-                self._take_over(self.rising, broken=True)
+                self._take_over(self.rising)
             elif self._may_take_over(now_s):
                 old = self.serving
-                self._take_over(self.rising, broken=False)
+                self._take_over(self.rising)
                 self.leaving = old
                 self._tell(old, DrainRequested(f"rotated: {self._reason}"), now_s, out)
         if self._waiting and self.leaving is None and self.rising is None:
@@ -226,12 +221,10 @@ class Rotation:
             self.drained = True
             out.append(Drained())
 
-    def _take_over(self, new: Connection, *, broken: bool) -> None:
-        """Rely on the new connection; `broken`: the old one is gone already."""
+    def _take_over(self, new: Connection) -> None:
+        """Rely on the new connection."""
         if new.delivering_s is not None:
             self.rotations[self._reason] += 1
-        if broken:
-            self._probes += self.serving.probes
         self.serving, self.rising = new, None
 
     @property
@@ -246,4 +239,6 @@ class Rotation:
         return now_s >= self.rising.delivering_s + self._wanted_overlap_s
 
     def _new(self, failures: int) -> Connection:
-        return Connection(self._settings, self._uniform, self._habits, numbers=self._numbers, failures=failures)
+        return Connection(
+            self._settings, self._uniform, self._habits, numbers=self._numbers, failures=failures, tally=self.tally
+        )

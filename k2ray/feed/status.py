@@ -30,6 +30,7 @@ class FeedStatus:
         loop_age_s: Since the last turn of `run`: an answer proves the process, this proves the reader.
         reconnects: Connections that were up and ended before another one delivered.
         rotations: Reason -> completed rotations.
+        pings, pongs: Sent by us, answered.
         stale_probes: Times that a connection was silent for too long and was asked.
         last_reason: Why the last connection or attempt ended, or was replaced.
         symbols: How many this feed owns.
@@ -49,6 +50,8 @@ class FeedStatus:
     last_pong_age_s: float | None
     loop_age_s: float
     reconnects: int
+    pings: int
+    pongs: int
     stale_probes: int
     last_reason: str
     symbols: int
@@ -83,7 +86,9 @@ def describe(machine: Rotation, publisher: Publisher, symbols: int, now_s: float
         last_pong_age_s=None if pong_s is None else now_s - pong_s,
         loop_age_s=now_s - turn_s,
         reconnects=machine.reconnects,
-        stale_probes=machine.probes,
+        pings=machine.tally.pings,
+        pongs=machine.tally.pongs,
+        stale_probes=machine.tally.probes,
         last_reason=machine.last_reason,
         symbols=symbols,
         rotations=dict(machine.rotations),
@@ -106,6 +111,8 @@ class FeedMetrics:
         self._connection_age = metrics.FEED_CONNECTION_AGE.labels(*labels)
         self._rotations = {reason: metrics.FEED_ROTATIONS.labels(*labels, reason) for reason in REASONS}
         self._reconnects = metrics.FEED_RECONNECTS.labels(*labels)
+        self._pings = metrics.FEED_PINGS.labels(*labels, "sent")
+        self._pongs = metrics.FEED_PINGS.labels(*labels, "answered")
         self._probes = metrics.FEED_STALE_PROBES.labels(*labels)
         self._before: FeedStatus | None = None
 
@@ -122,6 +129,8 @@ class FeedMetrics:
             self._pong_age.set(status.last_pong_age_s)
         self._connection_age.set(status.connected_s or 0.0)
         self._reconnects.inc(status.reconnects - (before.reconnects if before else 0))
+        self._pings.inc(status.pings - (before.pings if before else 0))
+        self._pongs.inc(status.pongs - (before.pongs if before else 0))
         self._probes.inc(status.stale_probes - (before.stale_probes if before else 0))
         for reason, counter in self._rotations.items():
             counter.inc(status.rotations.get(reason, 0) - (before.rotations.get(reason, 0) if before else 0))

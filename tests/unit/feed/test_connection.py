@@ -243,7 +243,7 @@ def test_a_silent_peer_is_probed_and_left_alone_when_it_answers() -> None:
     for number in range(1, 100):
         assert subject.handle(machine.Tick(), now_s + 29.9) == []
         assert subject.handle(machine.Tick(), now_s + 30) == [machine.Ping(1)]
-        assert subject.probes == number
+        assert subject.tally.probes == number
         now_s += 30.1
         assert subject.handle(machine.Pong(1), now_s) == []
     assert not subject.suspect
@@ -312,7 +312,7 @@ def test_a_thin_connection_that_is_silent_for_an_hour_is_left_alone() -> None:
     subject = busy(seconds=2_000, a_second=1)
     words = [item for item in silence(subject, 2_000, 5_600) if isinstance(item, machine.Replace)]
     assert words == []
-    assert subject.probes > 100
+    assert subject.tally.probes > 100
 
 
 def test_an_answer_to_a_probe_is_life_but_no_data() -> None:
@@ -369,7 +369,7 @@ def test_an_exchanges_heartbeat_frames_are_life() -> None:
         out = subject.handle(machine.Frames(1, [b"heartbeat"], 1), float(second))
         if machine.Ping(1) in out:
             subject.handle(machine.Pong(1), float(second))
-    assert subject.probes == 0
+    assert subject.tally.probes == 0
 
 
 @pytest.mark.parametrize(

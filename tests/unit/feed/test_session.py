@@ -426,6 +426,7 @@ async def test_the_connections_metrics_move() -> None:
         value("k2ray_feed_rotations_total", reason="operator"),
         value("k2ray_feed_stale_probes_total"),
     )
+    pings = value("k2ray_feed_pings_total", outcome="sent"), value("k2ray_feed_pings_total", outcome="answered")
     async with World(clock=FastClock(50)) as world:
         world.exchange.answers_questions = True
         await world.up()
@@ -434,6 +435,8 @@ async def test_the_connections_metrics_move() -> None:
         await until(lambda: value("k2ray_feed_connection_age_seconds") > 0, "the connection's age")
         await until(lambda: value("k2ray_feed_pong_age_seconds") > 0, "the pong's age")
         await until(lambda: value("k2ray_feed_stale_probes_total") > probes, "a probe")
+        await until(lambda: value("k2ray_feed_pings_total", outcome="sent") > pings[0], "a ping")
+        await until(lambda: value("k2ray_feed_pings_total", outcome="answered") > pings[1], "a pong")
         world.session.rotate()
         await until(lambda: value("k2ray_feed_rotations_total", reason="operator") == rotations + 1, "a rotation")
         world.exchange.now.end("gone")
