@@ -121,8 +121,9 @@ class Rollout:
         """
         known = {release.digest: self._contents(release) for release in (target, *others)}
         self._write(releases={name: release for name, release in known.items() if name != self._wanted().release})
+        running = self.running()
         self._give_up_others(target)
-        for move in plan(self.running(), target.digest, target.actors, back=back):
+        for move in plan(running, target.digest, target.actors, back=back):
             self._note(str(move))
             with step(str(move)[:1].upper() + str(move)[1:]) as current:
                 self._make(move, target, known, current)

@@ -14,6 +14,8 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from tests.support.arena import replica_pids
+from tests.support.code import copy_code
 from tests.support.eventually import eventually
 from tests.support.market_tables import MarketTables, trade
 from tests.support.ray_cluster import SmallCluster
@@ -81,6 +83,31 @@ def test_the_builder_takes_a_config_file(serving: str, tables: MarketTables, tmp
     config.write_text(f"data_dir: {tables.settings.data_dir}\n")
     with deployed(serving, config=str(config)) as client:
         assert client.get("/v1/symbols").json()["data"][0]["rows"] == 20_000
+
+
+def test_replicas_run_their_release_and_more_of_them_leave_the_first_alone(
+    serving: str, tables: MarketTables, tmp_path: Path
+) -> None:
+    """Holds Ray to what an update without a gap counts on: a version of ours, which has no public way in."""
+    from ray import serve
+
+    from serve.app import app
+
+    code = copy_code(tmp_path / "0123456789ab", "served")
+    (code / "release.json").write_text("{}")
+    args = {"settings": tables.settings.to_json(), "code": str(code)}
+    with deployed(serving, **args) as client:
+        assert client.get("/health").json()["release"] == "0123456789ab"
+        (first,) = replica_pids("query-test")
+        for replicas in (2, 1):
+            serve.run(app({**args, "replicas": replicas}), name="query-test", route_prefix="/", blocking=False)
+            pids = eventually(
+                lambda count=replicas: len(found := replica_pids("query-test")) == count and found,
+                f"{replicas} replicas run",
+                timeout_s=60,
+            )
+            assert first in pids or replicas == 1
+        assert client.get("/health").status_code == 200
 
 
 def test_serve_run_takes_a_config_file(ray: SmallCluster, serving: str, tables: MarketTables, tmp_path: Path) -> None:
