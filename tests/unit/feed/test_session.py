@@ -133,6 +133,7 @@ class World:
         clock: Clock | None = None,
         permit: Permit | None = None,
         ban: Ban | None = None,
+        uniform: Callable[[float, float], float] | None = None,
         overlap_s: float = 0.05,
         **feed: Any,
     ) -> None:
@@ -155,6 +156,7 @@ class World:
             ask=self.ask,
             permit=permit,
             ban=ban,
+            uniform=uniform,
             overlap_s=overlap_s,
         )
 
@@ -297,6 +299,20 @@ async def test_a_rotation_on_request_says_what_becomes_of_it() -> None:
     async with World(index=idle, connections=4, symbols=("BTCUSDT",)) as world:
         assert "owns no symbol" in world.session.rotate()
         assert world.session.status().ready, "nothing to record is recorded"
+
+
+async def test_the_backoff_sees_every_failed_connect() -> None:
+    """Trap 9: the circuit breaker around the WebSocket only ever received successes, so it could not open."""
+    asked: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append(high)
+        return low
+
+    async with World(FakeExchange(refusals=6), uniform=uniform, backoff_initial_s=1, backoff_max_s=10) as world:
+        await world.up()
+        assert asked[:6] == [1, 2, 4, 8, 10, 10]
+        assert "refused" in world.session.status().last_reason
 
 
 async def test_a_refusal_for_connecting_too_often_is_told_to_all() -> None:
