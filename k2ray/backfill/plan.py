@@ -235,10 +235,15 @@ class Planner:
                 for span in hold.spans:
                     yield stream, span
 
-    def proofs(self) -> Iterator[tuple[Stream, Newest | None, Newest | None]]:
-        """Yield of each stream the newest id that is proven committed, and the newest id that the exchange named."""
+    def proofs(self, now_s: float) -> Iterator[tuple[Stream, Newest | None, Newest | None]]:
+        """Yield of each stream the newest id that is proven committed, and the newest that should be and is not.
+
+        Ids named less than the grace ago may only be on their way.
+        """
         for stream, known in sorted(self._streams.items()):
-            yield stream, known.proven, known.latest
+            pending = known.pending
+            overdue = pending is not None and now_s - pending.asked_s >= self._policy.grace_s
+            yield stream, known.proven, known.latest if overdue else None
 
     def oldest_s(self, now_s: float) -> float:
         """Return for how long the longest open gap has been known, in seconds; 0 without one."""

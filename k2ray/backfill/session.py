@@ -71,7 +71,8 @@ class BackfillStatus:
         banned_s: How long the exchange still wants nothing to be asked.
         trouble: What is in the way at the moment; empty if nothing.
         filling: Channel, symbol, first and last id of what is being fetched or not committed yet; not all if many.
-        proofs: Of each stream the newest id that the exchange named, and the newest that is proven committed.
+        proofs: Of each stream the newest id that the exchange named, when, and whether it is proven committed; an id
+            that is not, but was named only just now, is left out for the one before it.
     """
 
     looks: int
@@ -223,17 +224,19 @@ class BackfillSession:
         """Prepare what `status` tells other threads."""
         filling = islice(self.planner.filling(), FILLING_SHOWN)
         self._filling = [(channel, symbol, first, last) for (channel, symbol), (first, last) in filling]
-        self._proofs = [
-            {
-                "channel": channel,
-                "symbol": symbol,
-                "newest_id": None if latest is None else latest.id,
-                "newest_asked_us": None if latest is None else latest.asked_us,
-                "proven_id": None if proven is None else proven.id,
-                "proven_asked_us": None if proven is None else proven.asked_us,
-            }
-            for (channel, symbol), proven, latest in self.planner.proofs()
-        ]
+        self._proofs = []
+        for (channel, symbol), proven, overdue in self.planner.proofs(self._clock.monotonic_s()):
+            newest = overdue or proven
+            if newest is not None:
+                self._proofs.append(
+                    {
+                        "channel": channel,
+                        "symbol": symbol,
+                        "newest_id": newest.id,
+                        "asked_us": newest.asked_us,
+                        "proven": overdue is None,
+                    }
+                )
 
     async def _record(self) -> None:
         """Store what became of gaps since the last look; what cannot be stored now is found again at the next."""

@@ -225,7 +225,7 @@ def known_of(status: Mapping[str, Any]) -> dict[tuple[str, str, str], Known]:
             filling.setdefault((channel, symbol), []).append((first, last))
         for proof in detail.get("proofs", ()):
             key = (proof["channel"], proof["symbol"])
-            found[exchange, *key] = Known(proof["newest_id"], proof["newest_asked_us"], tuple(filling.get(key, ())))
+            found[exchange, *key] = Known(proof["newest_id"], proof["asked_us"], tuple(filling.get(key, ())))
     return found
 
 

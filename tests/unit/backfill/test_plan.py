@@ -227,9 +227,9 @@ def test_trades_missed_at_the_end_of_a_session_are_fetched_and_then_proven() -> 
     keep, seals = plan.answered(page, answer([21, 22, 23, 24, 25]), 10.0)
     assert (keep.all(), seals) == (True, [])
     plan.produced(page, 2, 10.0)
-    assert {stream: proven for stream, proven, _ in plan.proofs()}[BTC] is None
+    assert {stream: proven for stream, proven, _ in plan.proofs(10.0)}[BTC] is None
     plan.observe({BTC: Committed((), 25, 25_000, offset=2)}, 12.0)
-    assert {stream: proven for stream, proven, _ in plan.proofs()}[BTC] == Newest(25, 77, 0.0)
+    assert {stream: proven for stream, proven, _ in plan.proofs(12.0)}[BTC] == Newest(25, 77, 0.0)
 
 
 def test_above_the_newest_row_nothing_is_sealed() -> None:
@@ -259,7 +259,18 @@ def test_a_newest_id_below_what_is_stored_proves_nothing() -> None:
     plan = planner()
     plan.observe({BTC: Committed((), 20, 20_000)}, 0.0)
     plan.newest(BTC, Newest(3, 77, 1.0))
-    assert list(plan.proofs()) == [(BTC, None, None)]
+    assert list(plan.proofs(50.0)) == [(BTC, None, None)]
+
+
+def test_ids_named_just_now_are_not_yet_overdue() -> None:
+    """With commits every few seconds the newest id is never stored yet: that is not a gap."""
+    plan = planner()
+    plan.observe({BTC: Committed((), 20, 20_000)}, 0.0)
+    first, second = Newest(20, 1, 0.0), Newest(25, 2, 60.0)
+    plan.newest(BTC, first)
+    plan.newest(BTC, second)
+    assert list(plan.proofs(69.0)) == [(BTC, first, None)]
+    assert list(plan.proofs(70.0)) == [(BTC, first, second)]
 
 
 def test_above_the_newest_row_any_time_is_possible() -> None:
@@ -282,7 +293,7 @@ def test_newer_newest_ids_do_not_put_off_the_proof_for_ever() -> None:
 # --- all of it together
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_in_the_end_every_id_has_come_or_is_lost(data: st.DataObject) -> None:
     """Random gaps, horizons, voids, failures, crashes and slow commits; a ledger made of sets judges."""
@@ -310,9 +321,9 @@ def test_in_the_end_every_id_has_come_or_is_lost(data: st.DataObject) -> None:
 
     for turn in range(600):
         now_s = float(turn)
-        if turn < 100 and data.draw(st.integers(0, 30)) == 0:
+        if turn < 60 and data.draw(st.integers(0, 30)) == 0:
             plan = planner(policy, page_rows=data.draw(st.integers(1, 40)))  # a crash forgets everything
-        while committed < len(log) and (turn > 100 or data.draw(st.booleans())):
+        while committed < len(log) and (turn > 60 or data.draw(st.booleans())):
             rows, seals = log[committed]
             covered |= set(rows)
             sealed += seals
@@ -327,7 +338,7 @@ def test_in_the_end_every_id_has_come_or_is_lost(data: st.DataObject) -> None:
         ), "an id is asked for once at a time"
         for page in pages:
             assert page.rows <= 40
-            if turn < 100 and data.draw(st.integers(0, 4)) == 0:
+            if turn < 60 and data.draw(st.integers(0, 4)) == 0:
                 plan.failed(page)
                 continue
             ids = list(range(max(horizon, page.first), newest + 1))[: page.rows]

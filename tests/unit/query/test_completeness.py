@@ -154,7 +154,7 @@ def test_a_question_that_makes_no_sense_is_refused(given: dict[str, str], field:
 
 
 def test_what_the_backfill_knows_comes_from_the_status() -> None:
-    proof = {"channel": "trades", "symbol": "BTCUSDT", "newest_id": 9, "newest_asked_us": 7}
+    proof = {"channel": "trades", "symbol": "BTCUSDT", "newest_id": 9, "asked_us": 7, "proven": True}
     detail = {"proofs": [proof], "filling": [["trades", "BTCUSDT", 3, 4], ["trades", "ETHUSDT", 1, 1]]}
     status = {
         "actors": [

@@ -75,7 +75,7 @@ async def test_completeness_of_every_kind(client: httpx.AsyncClient, supervisor:
     assert (by_time["first_id"], by_time["last_id"], by_time["complete"]) == (5, 6, False)
     assert "not proven up to the end" in by_time["reasons"][0]
 
-    proof = {"newest_asked_us": NOON_US + 60_000_000, "proven_id": 9, "proven_asked_us": 1}
+    proof = {"asked_us": NOON_US + 60_000_000, "proven": True}
     supervisor.backfill = {
         "proofs": [
             {"channel": "trades", "symbol": "BTCUSDT", "newest_id": 9, **proof},
