@@ -210,7 +210,8 @@ def compare(sim: Sim, settings: Settings, layout: DataDir) -> dict[str, Any]:
     for symbol in SYMBOLS:
         mine = stored.filter(pc.equal(stored["symbol"], symbol))["source_sequence"].to_pylist()
         theirs = truth.filter(pc.equal(truth["symbol"].cast("string"), symbol))["id"].to_pylist()
-        below = {one for one in theirs if one <= max(mine)}
+        top = max(mine)
+        below = {one for one in theirs if one <= top}
         missing += len(below - set(mine))
         doubled += len(mine) - len(set(mine))
     return {"stored": stored.num_rows, "missing_below_the_newest": missing, "duplicated": doubled}
