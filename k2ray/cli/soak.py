@@ -212,8 +212,9 @@ class _Watch:
     def _let_happen(self, incident: str) -> None:
         numbers = [int(number) for number in self._sim.state()["connections"]]
         console.print(f"the exchange: {incident}", highlight=False)
-        if incident == "shutdown notice":
-            self._sim.fault("server_shutdown")
+        # The newest: it stays longest if nothing happens, and during a rotation the old one goes anyway.
+        if numbers and incident == "shutdown notice":
+            self._sim.fault("server_shutdown", connection=max(numbers))
         elif numbers:
             self._sim.fault("close", connection=max(numbers))
 
