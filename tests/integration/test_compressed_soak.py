@@ -1,4 +1,4 @@
-"""A day's schedule in less than two minutes: the real system and real sockets; only schedules are shorter, no timeout is."""
+"""A day's schedule in less than two minutes: real system, real sockets; only schedules are shorter, no timeout is."""
 
 from __future__ import annotations
 
