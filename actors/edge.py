@@ -147,12 +147,15 @@ async def answer(handle: Any, method: str, *arguments: Any) -> Any:
     """Call a method and await the answer, from an actor's event loop; the caller sets the deadline.
 
     Raises:
-        SupervisorUnavailable: The actor died or is away. What the method itself raises comes through.
+        SupervisorUnavailable: The actor died, is away, or could not answer.
+        K2rayError: What the method raised, if it is one of ours.
     """
     try:
         return await getattr(handle, method).remote(*arguments)
-    except RayActorError as error:
-        raise SupervisorUnavailable(f"away before it answered {method}(): {first_line(error)}") from None
+    except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, K2rayError):
+            raise error.cause from None
+        raise SupervisorUnavailable(f"no answer to {method}(): {first_line(error)}") from None
 
 
 def why_ended(error: BaseException) -> tuple[str, Fault]:

@@ -12,6 +12,7 @@ import pytest
 
 from actors import edge
 from actors.names import SUPERVISOR
+from k2ray.exchanges.limits import SHARED_PART
 from tests.support.arena import Arena, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
@@ -91,6 +92,10 @@ def test_rotations_by_order_and_by_notice_lose_nothing_and_a_new_supervisor_coun
             timeout_s=60,
         )
     left = connects_left(arena)
+    allowed = int(arena.settings.exchanges.enabled()["binance"].limits.connects * SHARED_PART)
+    assert left <= allowed - 5, (
+        "each of the feeds' connects was granted by the supervisor: two at first, three rotations"
+    )
     supervisor = arena.actor(SUPERVISOR)
     os.kill(supervisor["pid"], signal.SIGKILL)
     eventually(lambda: arena.actor(SUPERVISOR).get("pid") not in (None, supervisor["pid"]), "a new supervisor")

@@ -70,6 +70,25 @@ async def test_a_half_open_socket_is_found_and_replaced_and_what_it_swallowed_is
     assert judged.missing == judged.lost, "and the ledger names every one of them"
 
 
+async def test_a_restart_of_the_exchange_is_one_gap_that_the_ledger_names(
+    broker: TestBroker, busy: Sim, tmp_path: Path
+) -> None:
+    world = FeedWorld(broker, tmp_path, busy)
+    async with world.running():
+        await world.received(RATE // 4)
+        await world.fault("outage", seconds=1)
+        await until(lambda: world.status.reconnects == 1, "the connection ends")
+        await until(lambda: world.status.ready, "another one delivers")
+        await world.received(RATE // 4)
+    assert sum(world.status.rotations.values()) == 0
+    judged = world.judge("trades", busy.truth_now())
+    assert judged.doubled == 0
+    assert judged.lost.keys() == set(SYMBOLS), "the market went on"
+    assert judged.missing == judged.lost
+    for ids in judged.lost.values():
+        assert ids == list(range(ids[0], ids[-1] + 1)), "one hole, where nobody listened"
+
+
 async def test_an_announced_shutdown_costs_nothing(broker: TestBroker, busy: Sim, tmp_path: Path) -> None:
     world = FeedWorld(broker, tmp_path, busy)
     async with world.running():
