@@ -136,6 +136,15 @@ async def test_an_answer_that_is_not_json_is_no_answer(world: BackfillWorld) -> 
         await until(lambda: len(world.stored()) == 9, "the gap is filled")
 
 
+async def test_one_symbol_that_the_exchange_refuses_does_not_stop_the_others(world: BackfillWorld) -> None:
+    world.publish([1, 2, 9])
+    world.exchange.replies = [(400, {})] * 2  # to both together, then to the first by itself
+    async with world.running():
+        world.publish([1, 2, 9], "ETHUSDT")
+        await until(lambda: len(world.stored("ETHUSDT")) == 9, "the gap is filled")
+    assert world.session.status().calls["refused"] == 2
+
+
 async def test_nothing_more_is_asked_while_the_log_is_away(world: BackfillWorld) -> None:
     world.publish([1, 2, 9_000])
     world.producer.stalled = True
