@@ -102,6 +102,11 @@ class _DurableStream(OutputStream):
         make_folders(os.path.dirname(path))
         self._file: BinaryIO = open(path, "wb" if overwrite else "xb")
 
+    def __del__(self) -> None:
+        """Close what pyiceberg left open: it forgets a stream whose very first write failed."""
+        with contextlib.suppress(AttributeError, OSError):
+            self._file.close()
+
     def write(self, b: bytes) -> int:
         return self._file.write(b)
 

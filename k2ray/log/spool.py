@@ -202,7 +202,8 @@ class Spool:
             writer.append(records)
         except OSError as error:
             self._drop_writer(fresh=fresh)
-            self._count_shed(records, str(error))
+            self._forget_if_empty(number)
+            self._count_shed(records, f"{error}: make room, until then what Kafka does not take is given up")
             return False
         file = self._files[number]
         self.bytes += writer.bytes - file.bytes
@@ -232,6 +233,13 @@ class Spool:
                 self._close_ahead()
         except OSError as error:
             _log.error("spool_close_failed", error=str(error))
+
+    def _forget_if_empty(self, number: int) -> None:
+        """A full disk refuses record after record: each one's own file, with nothing whole in it, must not stay."""
+        file = self._files.get(number)
+        if file is not None and file.content.records == 0:
+            del self._files[number]
+            file.path.unlink(missing_ok=True)
 
     def _close_fresh(self) -> None:
         current, self._fresh = self._fresh, None

@@ -64,7 +64,12 @@ class SpoolWriter:
         self.records = 0
         self._file = path.open("xb", buffering=0)
         self._sink = pa.PythonFile(self._file, mode="w")
-        self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
+        try:
+            self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
+        except OSError:  # a full disk: each record tries anew, and must not leave a file behind
+            self._file.close()
+            path.unlink()
+            raise
         self._synced = True
 
     def append(self, records: Sequence[SpoolRecord]) -> int:

@@ -47,9 +47,11 @@ class BusyWriter:
 
     def _work(self) -> None:
         while not self._stop.is_set():
+            began_s = time.monotonic()
             commit_small(self._table, 1, ROWS, at_us=NOON_US + 3 * HOUR_S * 1_000_000)
             self.commits += 1
-            time.sleep(0.05)
+            # In production it commits every 5 s; one that always commits would win every race.
+            time.sleep(10 * (time.monotonic() - began_s))
 
     def stop(self) -> None:
         self._stop.set()
