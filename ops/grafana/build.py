@@ -145,6 +145,8 @@ FEEDS = (
     ),
     Panel("Rows fetched", "cps", {"{{exchange}}": rate("k2ray_backfill_rows_total", "exchange")}),
     Panel("Request weight left", "short", {"{{exchange}}": now("k2ray_backfill_weight_left")}),
+    Panel("Left of the exchange's limits", "short", {"{{exchange}} {{resource}}": now("k2ray_exchange_budget_left")}),
+    Panel("Banned", "s", {"{{exchange}} {{resource}}": now("k2ray_exchange_banned_seconds")}),
     Panel("Told to wait", "s", {"{{exchange}}": now("k2ray_backfill_banned_seconds")}),
 )
 

@@ -64,6 +64,11 @@ CASES = (
     Case("K2rayGapLost", (Series("GAP_EVENTS", {"exchange": "binance", "kind": "lost"}, appearing(1), BACKFILL),)),
     Case("K2rayBackfillBanned", (Series("BACKFILL_BANNED_SECONDS", {"exchange": "binance"}, steady(60), BACKFILL),)),
     Case(
+        "K2rayBackfillBanned",
+        (Series("EXCHANGE_BANNED", {"exchange": "binance", "resource": "weight"}, steady(60)),),
+        "Everybody",
+    ),
+    Case(
         "K2rayBackfillOutOfWeight",
         (
             Series("BACKFILL_WEIGHT_LEFT", {"exchange": "binance"}, steady(0), BACKFILL),
@@ -182,6 +187,7 @@ _WELL: dict[str, AtTick] = {
     "BACKFILL_BANNED_SECONDS": steady(0),
     "BACKFILL_WEIGHT_LEFT": steady(3_000),
     "DISK_FREE_BYTES": steady(9e10),
+    "EXCHANGE_BANNED": steady(0),
     "GAP_MISSING_IDS": steady(0),
     "GAP_OLDEST_SECONDS": steady(0),
     "SPOOL_BYTES": steady(0),
