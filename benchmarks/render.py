@@ -11,7 +11,20 @@ from benchmarks.report import RESULTS, text_of
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: written by `python -m benchmarks.render` -->", "<!-- end of results -->"
-ORDER = ("end_to_end", "end_to_end_picows", "decode", "feed", "drain", "stage_commit", "commit_history", "query", "backfill")
+ORDER = (
+    "end_to_end",
+    "end_to_end_picows",
+    "decode",
+    "feed",
+    "drain",
+    "stage_commit",
+    "commit_history",
+    "query",
+    "backfill",
+    "avro_codec",
+    "avro_drain",
+    "avro_end_to_end",
+)
 
 
 def main() -> int:
