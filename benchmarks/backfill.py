@@ -224,7 +224,7 @@ def main() -> int:
     report(
         "backfill",
         [
-            run("budget", rows, 6_000, {}, 60 if quick else 180),
+            run("budget", rows, 6_000, {}, 60 if quick else 150),
             run("unbounded, 1 at once", rows, 6_000_000, {**wide, "concurrency": 1}, PATIENCE_S),
             run("unbounded, 4 at once", rows, 6_000_000, wide, PATIENCE_S),
         ],
