@@ -97,8 +97,13 @@ def test_ids_that_the_exchange_skipped_on_the_stream_are_fetched(arena: Arena) -
     complete(arena)
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize(("code", "outcome"), [(429, "limited"), (418, "banned")])
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        pytest.param(429, "limited", marks=pytest.mark.chaos),
+        pytest.param(418, "banned", marks=pytest.mark.chaos_full),
+    ],
+)
 def test_the_exchange_says_wait_and_is_obeyed(arena: Arena, code: int, outcome: str) -> None:
     def refused() -> int:
         return int(arena.sim.state()["counters"].get(f"rest_{code}", 0))
