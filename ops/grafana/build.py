@@ -100,6 +100,7 @@ FEEDS = (
     Panel("Age of the connection", "s", {"{{actor}}": now("k2ray_feed_connection_age_seconds")}),
     Panel("Since the last frame", "s", {"{{actor}}": now("k2ray_feed_data_age_seconds")}),
     Panel("Since the last pong", "s", {"{{actor}}": now("k2ray_feed_pong_age_seconds")}),
+    Panel("Pings", "short", {"{{actor}} {{outcome}}": total("k2ray_feed_pings_total", "actor, outcome")}),
     Panel("Rotations", "short", {"{{actor}} {{reason}}": total("k2ray_feed_rotations_total", "actor, reason")}),
     Panel("Reconnects", "short", {"{{actor}}": total("k2ray_feed_reconnects_total", "actor")}),
     Panel("Connects", "short", {"{{actor}} {{outcome}}": total("k2ray_feed_connects_total", "actor, outcome")}),
