@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 SECONDS ?=
 RUNS ?= 2000
 PYTEST := $(BIN)/python -m pytest
+# Most of these tests wait for something: two workers, a file each, the long ones (system tests) first.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit integration chaos fuzz lint bench soak clean
@@ -36,7 +38,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 
 test: lint ## Everything that CI runs: lint, unit, integration on real components, five chaos cases
 	@echo "==> unit, integration and five chaos cases"
-	@$(PYTEST) -m 'not chaos_full'
+	@$(PYTEST) -m 'not chaos_full' $(SPREAD)
 
 unit: $(STAMP) ## Only the tests that need no socket and no Ray
 	@$(PYTEST) tests/unit

@@ -23,11 +23,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MetricWatch())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that judge the whole session at its end."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
-
-
 def lacking(reason: str) -> None:
     """Skip with `reason`; under K2TEST_REQUIRE_ALL=1 fail instead."""
     if os.environ.get("K2TEST_REQUIRE_ALL") == "1":

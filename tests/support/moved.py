@@ -2,13 +2,16 @@
 
 After every test the process's own metrics are compared with what they were before it. Metrics of other processes count
 where a test reads a real system's `/metrics`: every sample that is not zero there has moved. `note_text` takes that in.
-A session is whole if it runs everything that `make test` runs; only then can one say that nothing moves a metric.
+A session is whole if it runs everything that `make test` runs; only then can one say that nothing moves a metric, and
+such a session fails on one (trap 27: consumer-lag metrics were never set; alerts on such a metric are silent for ever).
+With several workers (pytest-xdist) each tells the first process what moved in it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
@@ -49,14 +52,33 @@ def is_whole(config: pytest.Config) -> bool:
 
 
 class MetricWatch:
-    """The pytest plugin: looks after each test."""
+    """The pytest plugin: looks after each test, and judges a whole session at its end."""
 
     def __init__(self) -> None:
         self._before = _own_values()
+        self._still: list[str] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take in what moved in a worker that has ended."""
+        for family, mover in getattr(node, "workeroutput", {}).get("movers", {}).items():
+            _movers.setdefault(family, mover)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Tell the first process what moved here; there, fail a whole session that left a metric unmoved."""
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["movers"] = dict(_movers)
+        elif exitstatus == pytest.ExitCode.OK and is_whole(session.config):
+            self._still = unmoved()
+            if self._still:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what has not moved, where K2TEST_UNMOVED=1 asks for it: for those who write a metric's test."""
-        if os.environ.get("K2TEST_UNMOVED") == "1":
+        """Say what has not moved: where that is a failure, and where K2TEST_UNMOVED=1 asks for it."""
+        if self._still:
+            terminalreporter.write_line(f"FAILED: no test makes these metrics move: {', '.join(self._still)}")
+        elif os.environ.get("K2TEST_UNMOVED") == "1":
             terminalreporter.write_line(f"metrics that this session did not move: {', '.join(unmoved())}")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:

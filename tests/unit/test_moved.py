@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from k2ray import metrics
@@ -45,3 +48,28 @@ def test_what_a_test_changes_in_this_process_has_moved() -> None:
     assert moved._movers == {"k2ray_spool_bytes": "set", "k2ray_commit_seconds": "set"}
     for metric in (metrics.SPOOL_BYTES, metrics.COMMIT_SECONDS):
         metric.remove("moved")
+
+
+def session(**config: Any) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(**config), exitstatus=pytest.ExitCode.OK)
+
+
+def test_a_whole_session_fails_on_a_metric_that_nothing_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 27: consumer-lag metrics were never set."""
+    monkeypatch.setattr(moved, "is_whole", lambda _config: True)
+    ended = session()
+    moved.MetricWatch().pytest_sessionfinish(ended, pytest.ExitCode.OK)
+    assert ended.exitstatus == pytest.ExitCode.TESTS_FAILED
+    monkeypatch.setattr(moved, "_movers", dict.fromkeys(moved.declared(), "a test"))
+    ended = session()
+    moved.MetricWatch().pytest_sessionfinish(ended, pytest.ExitCode.OK)
+    assert ended.exitstatus == pytest.ExitCode.OK
+
+
+def test_what_moved_in_a_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved.note_text('# TYPE k2ray_spool_bytes gauge\nk2ray_spool_bytes{client="a"} 1\n', "a worker's test")
+    worker = session(workeroutput={})
+    moved.MetricWatch().pytest_sessionfinish(worker, pytest.ExitCode.OK)
+    monkeypatch.setattr(moved, "_movers", {})
+    moved.MetricWatch().pytest_testnodedown(SimpleNamespace(workeroutput=worker.config.workeroutput))
+    assert moved._movers == {"k2ray_spool_bytes": "a worker's test"}
