@@ -15,11 +15,11 @@ import threading
 import time
 from typing import Any
 
-import psutil
 from prometheus_client import generate_latest
 
 from actors.names import ActorName
 from actors.releases import running_code
+from actors.sampling import MemorySampler, as_health
 from k2ray.errors import BadInput, SettingsError
 from k2ray.layout import DataDir
 from k2ray.logs import configure_logs, get_logger
@@ -56,7 +56,8 @@ class Child:
         self.log = get_logger("actors").bind(role=self.name.role)
         self.stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
-        self._process = psutil.Process()
+        self.memory = MemorySampler(self.settings.memory)
+        self.memory.start()
         self._turned_s = time.monotonic()
         self._turned = False
 
@@ -89,7 +90,7 @@ class Child:
         return {
             "pid": os.getpid(),
             "node": pid_space(),
-            "rss_bytes": self._process.memory_info().rss,
+            **as_health(self.memory.report()),
             "turn_age_s": time.monotonic() - self._turned_s,
             "turn_limit_s": self.turn_limit_s,
             "ready": self.ready(),

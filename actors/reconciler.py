@@ -10,7 +10,7 @@ Tell it what happened (`handle`), ask it what to do (`decide`). Time is an argum
    itself on live data stays (`actors/replacement.py`); one that cannot is given up, and that is no crash.
 5. A life that ended is followed by the next one after exponential backoff with full jitter. Too many crashes within the
    window, or an error that only a person may resolve: the child is failed, and the others go on.
-   Memory: over the hard limit is a crash; over the soft one, or leaking, is a planned replacement (`actors/pressure.py`).
+   Over its hard memory limit it has crashed; over the soft one, or leaking, it is replaced (`actors/pressure.py`).
 6. A new epoch of wanted state (`k2ray up` once more) forgives: failed children are started again.
 7. Stopping: stage by stage (`names.ROLES`), each drained within its deadline or killed; nothing is started.
 
@@ -23,10 +23,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
-from actors import pressure, replacement
+from actors import pressure, recollection, replacement
 from actors.lives import (
     Answered,
     Ask,
@@ -42,7 +41,6 @@ from actors.lives import (
     Life,
     Listed,
     Phase,
-    Replacement,
     Start,
 )
 from actors.names import ActorName, drain_stage
@@ -72,8 +70,7 @@ class Reconciler:
         self._ended: list[Kill] = []
         self._replacing: list[Child] = []
         self._abandoned: list[Drain] = []
-        self._known_pids: dict[ActorName, int] = {}
-        self._known_releases: dict[ActorName, str] = {}
+        self._known = recollection.Known()
         self.stopping = False
 
     # --- what happened
@@ -219,40 +216,13 @@ class Reconciler:
 
     def remember(self) -> dict[str, Any]:
         """Return what the next supervisor should know, as plain values."""
-        return {
-            "epoch": self._epoch,
-            "children": {
-                child.logical: {
-                    "generation": child.generation,
-                    "release": child.release,
-                    "restarts_by": dict(child.restarts_by),
-                    "replacement": asdict(child.replacement) if child.replacement else None,
-                    "replacements": dict(child.replacements),
-                    "last_reason": child.last_reason,
-                    "failed": child.failed,
-                    "pids": {str(number): life.pid for number, life in child.lives.items() if life.pid},
-                    "releases": {str(number): life.release for number, life in child.lives.items()},
-                }
-                for child in self._children.values()
-            },
-        }
+        return {"epoch": self._epoch, "children": recollection.remember(self._children.values())}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Take over what an earlier supervisor remembered, before the first `want`."""
         self._epoch = memory.get("epoch")
-        for logical, known in memory.get("children", {}).items():
-            child = self._children.setdefault(logical, Child(logical, wanted=False))
-            child.generation = int(known.get("generation", 0))
-            child.release = str(known.get("release", ""))
-            child.restarts_by.update(known.get("restarts_by", {}))
-            child.replacement = Replacement(**plan) if (plan := known.get("replacement")) else None
-            child.replacements.update(known.get("replacements", {}))
-            child.last_reason = str(known.get("last_reason", ""))
-            child.failed = bool(known.get("failed", False))
-            for number, pid in known.get("pids", {}).items():
-                self._known_pids[ActorName(logical, int(number))] = int(pid)
-            for number, release in known.get("releases", {}).items():
-                self._known_releases[ActorName(logical, int(number))] = str(release)
+        children, self._known = recollection.recall(memory.get("children", {}))
+        self._children |= {child.logical: child for child in children}
 
     # --- the rules
 
@@ -264,8 +234,8 @@ class Reconciler:
             child.generation = max(child.generation, name.generation)
             if name.generation not in child.lives:
                 life = Life(name, Phase.STARTING, since_s=now_s, heard_s=now_s, started_s=now_s, adopted=True)
-                life.release = self._known_releases.get(name, child.release)
-                life.pid = self._known_pids.get(name)
+                life.release = self._known.releases.get(name, child.release)
+                life.pid = self._known.pids.get(name)
                 child.lives[name.generation] = life
 
     def _note_answer(self, name: ActorName, health: Mapping[str, Any], now_s: float) -> None:
@@ -309,7 +279,7 @@ class Reconciler:
         ]
 
     def _relieve_memory(self, now_s: float) -> None:
-        """Begin to replace one actor that takes too much or leaks; one at a time, two generations take twice as much."""
+        """Begin to replace one actor that takes too much or leaks; one at a time, two generations take twice that."""
         children = self._children.values()
         if any(child.replacement is not None and child.replacement.under_way for child in children):
             return

@@ -2,7 +2,7 @@
 
 The keys of an actor are a contract: name, role, generation, state, pid, restarts, last_reason, rss_bytes, rate,
 lag_trades, lag_s, data_age_s, ready (whether it works on live data), release (what it runs), replacement (the newest
-planned change of generation, decided or under way). Roles add their own below `detail`.
+planned change of generation, decided or under way), memory (`actors/sampling.py`). Roles add their own below `detail`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import psutil
-
-from actors.lives import Child, Phase
+from actors.lives import Cause, Child, Phase
 from actors.names import SUPERVISOR, ActorName
+from actors.pressure import limits_of
 from actors.reconciler import Reconciler
 from actors.releases import running_code
+from actors.sampling import MemoryReport
 from actors.wanted import Wanted
 from k2ray import metrics
+from k2ray.settings import Memory
 
 MEASURES = ("rss_bytes", "rate", "lag_trades", "lag_s", "data_age_s")
-_HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "ready", "overlap_s", "gaps", *MEASURES}
+_HEALTH_OWN = {"pid", "node", "turn_age_s", "turn_limit_s", "ready", "overlap_s", "memory", "gaps", *MEASURES}
+_REPLACEMENT_KINDS = frozenset(
+    f"{reason}/{outcome}" for reason in ("memory", "leak", "deploy", "operator") for outcome in ("done", "failed")
+)
 
 
-def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int, wanted: Wanted) -> dict[str, Any]:
+def describe(
+    reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int, wanted: Wanted, own: MemoryReport
+) -> dict[str, Any]:
     """Return the picture of the whole system.
 
     Args:
@@ -33,13 +39,14 @@ def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: i
         broker: The local broker's state; None where there is none of ours.
         births: How often a supervisor was born in this system.
         wanted: Names the releases.
+        own: The supervisor's memory.
     """
     children = [child for child in reconciler.children.values() if child.wanted or child.lives]
     at_work = [life for child in children if (life := child.current) is not None]
     gaps = [gap for life in at_work for gap in life.health.get("gaps", ())]
     return {
         "level": 0,
-        "actors": [_supervisor(births, wanted), *(_actor(child, wanted) for child in children)],
+        "actors": [_supervisor(births, wanted, own), *(_actor(child, wanted) for child in children)],
         "gaps": gaps,
         "broker": broker,
         "release": wanted.release,
@@ -48,22 +55,40 @@ def describe(reconciler: Reconciler, broker: Mapping[str, Any] | None, births: i
     }
 
 
-def count(reconciler: Reconciler) -> None:
-    """Set the gauges of all actors, so that alerts can fire on them."""
+def count(reconciler: Reconciler, memory: Memory) -> None:
+    """Set the gauges of all actors, so that alerts can fire on them; what may be counted is there from the start."""
     for child in reconciler.children.values():
         if not child.wanted and not child.lives:
             continue
         metrics.ACTOR_UP.labels(child.logical).set(child.state == "running")
         metrics.ACTOR_FAILED.labels(child.logical).set(child.state == "failed")
-        metrics.ACTOR_RESTARTS.labels(child.logical).set(child.restarts)
-        life = child.current
-        if life is not None and "rss_bytes" in life.health:
-            metrics.ACTOR_RSS_BYTES.labels(child.logical).set(life.health["rss_bytes"])
+        for cause in Cause:
+            metrics.ACTOR_RESTARTS.labels(child.logical, cause.value).set(child.restarts_by[cause])
+        for kind in _REPLACEMENT_KINDS | child.replacements.keys():
+            reason, outcome = kind.split("/")
+            metrics.ACTOR_REPLACEMENTS.labels(child.logical, reason, outcome).set(child.replacements[kind])
+        under_way = child.replacement is not None and child.replacement.under_way
+        metrics.ACTOR_REPLACING.labels(child.logical).set(under_way)
+        _show_limits(child.logical, memory)
 
 
-def _supervisor(births: int, wanted: Wanted) -> dict[str, Any]:
+def count_supervisor(births: int, memory: Memory) -> None:
+    """Set the supervisor's own gauges."""
+    metrics.ACTOR_UP.labels(SUPERVISOR).set(1)
+    metrics.ACTOR_RESTARTS.labels(SUPERVISOR, Cause.CRASH.value).set(births - 1)
+    _show_limits(SUPERVISOR, memory)
+
+
+def _show_limits(logical: str, memory: Memory) -> None:
+    limits = limits_of(logical.split(":", 1)[0], memory)
+    if limits is not None:
+        metrics.ACTOR_MEMORY_LIMIT_BYTES.labels(logical, "soft").set(limits.soft_bytes)
+        metrics.ACTOR_MEMORY_LIMIT_BYTES.labels(logical, "hard").set(limits.hard_bytes)
+
+
+def _supervisor(births: int, wanted: Wanted, own: MemoryReport) -> dict[str, Any]:
     measures: dict[str, Any] = dict.fromkeys(MEASURES)
-    measures["rss_bytes"] = psutil.Process().memory_info().rss
+    measures["rss_bytes"] = own.rss_bytes
     return {
         "name": SUPERVISOR,
         "role": SUPERVISOR,
@@ -75,6 +100,7 @@ def _supervisor(births: int, wanted: Wanted) -> dict[str, Any]:
         "ready": True,
         "release": wanted.release,
         "replacement": None,
+        "memory": asdict(own),
         **measures,
         "detail": {"code": running_code()},
     }
@@ -104,6 +130,7 @@ def _actor(child: Child, wanted: Wanted) -> dict[str, Any]:
         "ready": life is not None and life.phase is Phase.RUNNING and life.ready,
         "release": wanted.named(life.release if life is not None else child.release),
         "replacement": _planned(child),
+        "memory": health.get("memory"),
         **{measure: health.get(measure) for measure in MEASURES},
         "detail": {key: value for key, value in health.items() if key not in _HEALTH_OWN},
     }

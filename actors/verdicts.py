@@ -1,4 +1,4 @@
-"""Whether a life may go on: whether it is up, answers, turns and drains in time. Pure.
+"""Whether a life may go on: whether it is up, answers, turns and drains in time, and does not take all memory. Pure.
 
 Next in the flow: `actors/reconciler.py`, which kills what may not.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors import replacement
+from actors import pressure, replacement
 from actors.lives import Cause, Child, Life, Phase
-from k2ray.settings import Supervision
+from k2ray.settings import Memory, Supervision
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Verdict:
     reason: str
 
 
-def judge(child: Child, life: Life, policy: Supervision, now_s: float) -> Verdict | None:
+def judge(child: Child, life: Life, policy: Supervision, memory: Memory, now_s: float) -> Verdict | None:
     """Say why this life must be killed; None if it may live."""
+    if too_much := pressure.too_much(life.name.role, life.health, memory):
+        return Verdict(Cause.MEMORY, too_much)
     if life.phase is Phase.DRAINING:
         late = now_s - life.since_s > policy.drain_timeout_s
         return Verdict(Cause.DRAIN, f"not drained within {policy.drain_timeout_s:g} s") if late else None

@@ -20,14 +20,14 @@ class Dummy(Child):
     def __init__(self, name: str, settings_json: str) -> None:
         super().__init__(name, settings_json)
         self.ticks = 0
-        self.order = self.layout.root / "dummy" / self.name.logical
+        self.wish = self.layout.root / "dummy" / self.name.logical
         (self.layout.root / "drained").mkdir(parents=True, exist_ok=True)
 
     async def main(self) -> None:
         while True:
             self.turn()
             self.ticks += 1
-            wish = self.order.read_text() if self.order.exists() else ""
+            wish = self.wish.read_text() if self.wish.exists() else ""
             if wish == "raise":
                 raise RuntimeError("as told")
             if wish == "operator":

@@ -3,11 +3,14 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 
 from actors.names import ActorName
-from actors.report import count, describe
-from actors.wanted import Wanted
+from actors.report import count, count_supervisor, describe
+from actors.sampling import MemoryReport
+from actors.wanted import Release, Wanted
+from k2ray.settings import Memory
 from tests.support.actor_world import ActorWorld
 
 WANTED = Wanted(1, "{}", release="r1")
+OWN = MemoryReport(100, 200, 0)
 
 CONTRACT = {
     "name",
@@ -25,6 +28,7 @@ CONTRACT = {
     "ready",
     "release",
     "replacement",
+    "memory",
 }
 
 
@@ -33,7 +37,7 @@ def test_the_picture_keeps_its_contract() -> None:
     world.starts_fail = {"feed:binance:0"}
     world.reconciler.want(["writer:trades", "feed:binance:0"], 1)
     world.steps(120)
-    picture = describe(world.reconciler, None, births=2, wanted=WANTED)
+    picture = describe(world.reconciler, None, births=2, wanted=WANTED, own=OWN)
     assert {"level", "actors", "gaps", "broker", "release", "stopping", "settled"} == picture.keys()
     assert all(actor.keys() == CONTRACT | {"detail"} for actor in picture["actors"])
     states = {actor["name"]: actor["state"] for actor in picture["actors"]}
@@ -47,7 +51,7 @@ def test_gaps_of_all_writers_are_shown_once_and_not_in_the_details() -> None:
     world.steps(2)
     gap = {"exchange": "binance", "symbol": "BTCUSDT", "sequence_space": "", "first_id": 5, "last_id": 9}
     world.reconciler.children["writer:trades"].lives[1].health = {"gaps": [gap], "commits": 3}
-    picture = describe(world.reconciler, None, births=1, wanted=WANTED)
+    picture = describe(world.reconciler, None, births=1, wanted=WANTED, own=OWN)
     assert picture["gaps"] == [gap]
     assert picture["actors"][1]["detail"] == {"commits": 3}
 
@@ -57,16 +61,51 @@ def test_every_metric_of_actors_moves() -> None:
     world.starts_fail = {"feed:binance:9"}
     world.reconciler.want(["writer:moves", "feed:binance:9"], 1)
     world.steps(120)
-    world.reconciler.children["writer:moves"].lives[1].health = {"rss_bytes": 77.0}
-    count(world.reconciler)
+    count(world.reconciler, Memory())
+    count_supervisor(3, Memory())
 
-    def value(metric: str, name: str) -> float | None:
-        return REGISTRY.get_sample_value(metric, {"actor": name})
+    def value(metric: str, name: str, **labels: str) -> float | None:
+        return REGISTRY.get_sample_value(metric, {"actor": name, **labels})
 
     assert (value("k2ray_actor_up", "writer:moves"), value("k2ray_actor_up", "feed:binance:9")) == (1, 0)
     assert (value("k2ray_actor_failed", "writer:moves"), value("k2ray_actor_failed", "feed:binance:9")) == (0, 1)
-    assert value("k2ray_actor_restarts", "feed:binance:9") == 8
-    assert value("k2ray_actor_rss_bytes", "writer:moves") == 77
-    world.die(ActorName("writer:moves", 1))
-    count(world.reconciler)
+    assert value("k2ray_actor_restarts", "feed:binance:9", reason="crash") == 8
+    assert value("k2ray_actor_restarts", "feed:binance:9", reason="memory") == 0
+    assert value("k2ray_actor_restarts", "supervisor", reason="crash") == 2
+    assert value("k2ray_actor_memory_limit_bytes", "writer:moves", limit="soft") == 1_500_000_000
+    assert value("k2ray_actor_memory_limit_bytes", "supervisor", limit="hard") == 1_000_000_000
+
+    world.health[ActorName("writer:moves", 2)] = {"ready": False}
+    world.reconciler.replace("writer:moves", "operator", world.now_s)
+    world.steps(2)
+    count(world.reconciler, Memory())
+    assert value("k2ray_actor_replacing", "writer:moves") == 1
+    assert value("k2ray_actor_up", "writer:moves") == 1, "the old one works meanwhile"
+    world.health.clear()
+    world.steps(3)
+    count(world.reconciler, Memory())
+    assert value("k2ray_actor_replacing", "writer:moves") == 0
+    assert value("k2ray_actor_replacements", "writer:moves", reason="operator", outcome="done") == 1
+    assert value("k2ray_actor_replacements", "writer:moves", reason="operator", outcome="failed") == 0
+    world.die(ActorName("writer:moves", 2))
+    count(world.reconciler, Memory())
     assert value("k2ray_actor_up", "writer:moves") == 0
+
+
+def test_while_a_new_generation_proves_itself_the_old_one_is_shown() -> None:
+    world = ActorWorld()
+    world.reconciler.want(["writer:trades"], 1)
+    world.steps(2)
+    world.health[ActorName("writer:trades", 2)] = {"ready": False}
+    world.reconciler.replace("writer:trades", "deploy", world.now_s, release="r2")
+    world.steps(2)
+    wanted = Wanted(1, "{}", release="r1", releases={"r2": Release("{}")})
+    shown = describe(world.reconciler, None, births=1, wanted=wanted, own=OWN)["actors"][1]
+    assert (shown["name"], shown["state"], shown["release"]) == ("writer:trades#1", "running", "r1")
+    assert shown["replacement"]["generation"] == 2
+    assert shown["replacement"]["outcome"] == "under way"
+    world.health.clear()
+    world.steps(3)
+    shown = describe(world.reconciler, None, births=1, wanted=wanted, own=OWN)["actors"][1]
+    assert (shown["name"], shown["release"], shown["ready"]) == ("writer:trades#2", "r2", True)
+    assert shown["replacement"]["outcome"] == "done"
