@@ -61,6 +61,11 @@ class RestReader:
         shared: The budget that others take from as well.
         clock: Time.
         transport: Of httpx; tests pass one that opens no socket.
+
+    Attributes:
+        calls: Questions by outcome.
+        banned_until_s: Until when the exchange wants nothing to be asked.
+        weight_left: What this process may take, as of the last `show`.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class RestReader:
         self._client = httpx.AsyncClient(verify=tls, timeout=REQUEST_TIMEOUT_S, trust_env=False, transport=transport)
         self.calls: dict[str, int] = {}
         self.banned_until_s = float("-inf")
+        self.weight_left = limit.amount
 
     async def __aenter__(self) -> RestReader:
         return self
@@ -90,10 +96,12 @@ class RestReader:
     ) -> None:
         await self._client.aclose()
 
-    @property
-    def weight_left(self) -> int:
-        """What this process may take now."""
-        return self._share.left(WEIGHT, self._clock.monotonic_s())
+    def show(self) -> None:
+        """Bring `weight_left` and the gauges up to date; from the event loop's thread."""
+        now_s = self._clock.monotonic_s()
+        self.weight_left = self._share.left(WEIGHT, now_s)
+        metrics.BACKFILL_BANNED_SECONDS.labels(self._adapter.name).set(max(0.0, self.banned_until_s - now_s))
+        metrics.BACKFILL_WEIGHT_LEFT.labels(self._adapter.name).set(self.weight_left)
 
     async def ask(self, question: RestQuestion) -> bytes:
         """Return the body of a 200.
@@ -126,9 +134,9 @@ class RestReader:
 
     async def _wait(self, weight: int) -> None:
         while (wait_s := self._share.take(WEIGHT, weight, self._clock.monotonic_s())) > 0.0:
-            self._show()
+            self.show()
             await asyncio.sleep(min(wait_s, LONGEST_PAUSE_S) + random.uniform(0.0, 0.05))
-        self._show()
+        self.show()
         await self._shared.permit(weight)
 
     async def _obey(self, status: int, retry_after: str) -> None:
@@ -144,12 +152,7 @@ class RestReader:
     def _count(self, outcome: str) -> None:
         self.calls[outcome] = self.calls.get(outcome, 0) + 1
         metrics.BACKFILL_CALLS.labels(self._adapter.name, outcome).inc()
-        self._show()
-
-    def _show(self) -> None:
-        left_s = max(0.0, self.banned_until_s - self._clock.monotonic_s())
-        metrics.BACKFILL_BANNED_SECONDS.labels(self._adapter.name).set(left_s)
-        metrics.BACKFILL_WEIGHT_LEFT.labels(self._adapter.name).set(self.weight_left)
+        self.show()
 
 
 def _path(question: RestQuestion) -> str:

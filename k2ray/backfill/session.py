@@ -189,7 +189,7 @@ class BackfillSession:
             sealed_ids=self._sealed_ids,
             weight_left=self._reader.weight_left,
             banned_s=max(0.0, self._reader.banned_until_s - self._clock.monotonic_s()),
-            trouble="; ".join(sorted(text for text in (*self._trouble.values(), self._delivery.trouble) if text)),
+            trouble="; ".join(sorted(text for text in (*list(self._trouble.values()), self._delivery.trouble) if text)),
             filling=self._filling,
             proofs=self._proofs,
         )
@@ -224,11 +224,11 @@ class BackfillSession:
         """Prepare what `status` tells other threads."""
         filling = islice(self.planner.filling(), FILLING_SHOWN)
         self._filling = [(channel, symbol, first, last) for (channel, symbol), (first, last) in filling]
-        self._proofs = []
+        proofs: list[dict[str, Any]] = []
         for (channel, symbol), proven, overdue in self.planner.proofs(self._clock.monotonic_s()):
             newest = overdue or proven
             if newest is not None:
-                self._proofs.append(
+                proofs.append(
                     {
                         "channel": channel,
                         "symbol": symbol,
@@ -237,6 +237,8 @@ class BackfillSession:
                         "proven": overdue is None,
                     }
                 )
+        self._proofs = proofs
+        self._reader.show()
 
     async def _record(self) -> None:
         """Store what became of gaps since the last look; what cannot be stored now is found again at the next."""
