@@ -53,6 +53,9 @@ class Sweep:
         table: Just loaded.
         named: Manifest lists, manifests and ledger files of all its retained snapshots.
         live: Data files that a reader of any retained snapshot opens.
+
+    Attributes:
+        done: Whether the last page was taken.
     """
 
     def __init__(self, table: Table, named: Collection[str], live: Collection[str]) -> None:
@@ -68,11 +71,12 @@ class Sweep:
             ("manifest", _MANIFEST, self._main_moved_us),
             ("metadata", _METADATA, metadata.last_updated_ms * 1000),
         ]
+        self.done = False
         self._pages = self._all_pages(table)
 
-    def page(self) -> list[tuple[str, str]] | None:
-        """Look at the next page; return (kind, location) of what can never be named; None at the end of the pass."""
-        return next(self._pages, None)
+    def page(self) -> list[tuple[str, str]]:
+        """Look at the next page; return (kind, location) of what can never be named."""
+        return next(self._pages, [])
 
     def _all_pages(self, table: Table) -> Iterator[list[tuple[str, str]]]:
         dead, seen = [], 0
@@ -91,6 +95,7 @@ class Sweep:
                 seen += 1
                 if location not in self._live and self._is_dead_data(location, written_us):
                     dead.append(("data", location))
+        self.done = True
         yield dead
 
     def _is_dead_data(self, location: str, written_us: int) -> bool:

@@ -222,9 +222,8 @@ class TableUpkeep:
             self._swept_s = now_s
             self._sweep = Sweep(table, self._names(table), self._live.paths_of_all(table))
         dead = self._sweep.page()
-        if dead is None:
+        if self._sweep.done:
             self._sweep = None
-            return 0
         return self._delete(table, dead, "mid_sweep")
 
     def _measure(self, table: Table) -> None:

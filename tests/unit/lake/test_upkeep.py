@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pyiceberg.table import Table
 
+from k2ray import metrics
 from k2ray.clock import ManualClock
 from k2ray.errors import OperatorNeeded
+from k2ray.lake import sweep, upkeep_plan
 from k2ray.lake.catalog import create_table, open_catalog
 from k2ray.lake.commit import commit_append
 from k2ray.lake.durable import local_path
@@ -21,7 +24,8 @@ from k2ray.lake.sweep import MARGIN_US
 from k2ray.lake.upkeep import TableUpkeep, UpkeepReport
 from k2ray.layout import DataDir
 from k2ray.settings import Settings, load_settings
-from tests.support.lake import TRADES_TOPIC, Killed, append_of, kill_at, open_table, stored_ids
+from tests.support.compaction import clock_after, commit_small
+from tests.support.lake import NOON_US, TRADES_TOPIC, Killed, append_of, kill_at, open_table, stored_ids, trades
 
 HOUR_S = 3600
 
@@ -36,12 +40,12 @@ def table(tmp_path: Path) -> Table:
     return open_table(tmp_path)
 
 
-def settings(folder: Path, **upkeep: int) -> Settings:
+def settings(folder: Path, **upkeep: float) -> Settings:
     kept = {"snapshots_kept": 5, "expire_every": 3, "metadata_versions_kept": 4, **upkeep}
     return load_settings(arguments={"data_dir": str(folder), "lake": {"upkeep": kept}}, environ={})
 
 
-def upkeep_of(folder: Path, clock: ManualClock, leases: Any = tuple, **upkeep: int) -> TableUpkeep:
+def upkeep_of(folder: Path, clock: ManualClock, leases: Any = tuple, **upkeep: float) -> TableUpkeep:
     return TableUpkeep(settings(folder, **upkeep), DataDir(folder), "trades", clock=clock, leases=leases)
 
 
@@ -118,6 +122,131 @@ def test_one_tag_an_hour_for_a_week(tmp_path: Path, table: Table, clock: ManualC
     table.refresh()
     assert first not in table.metadata.refs
     assert len(table.metadata.refs) == 2
+
+
+def test_after_a_day_a_tag_of_every_sixth_hour_stays(tmp_path: Path, table: Table) -> None:
+    """Each tagged snapshot costs every commit its metadata: 168 of them were more than the 100 newest snapshots."""
+    clock = ManualClock(now_us=1_767_225_600_000_000)
+    upkeep = upkeep_of(tmp_path, clock, compact=False)
+    for _ in range(40):
+        commit_many(table, 1)
+        upkeep.step()
+        clock.advance(HOUR_S)
+    table.refresh()
+    tags = sorted(name for name in table.metadata.refs if name.startswith("hourly-"))
+    assert tags[:3] == ["hourly-2026-01-01T00Z", "hourly-2026-01-01T06Z", "hourly-2026-01-01T12Z"]
+    assert len(tags) == 3 + 25
+
+
+def test_a_tag_waits_for_the_compaction_of_the_hour_before(tmp_path: Path, table: Table) -> None:
+    """It would keep all of that hour's small files on disk for a week."""
+    clock = clock_after(0.9)
+    commit_small(table, 4)
+    upkeep = upkeep_of(tmp_path, clock, compact_min_files=3, compact_settle_s=300)
+    upkeep.step()
+    commit_small(table, 1, at_us=NOON_US + int(0.95 * HOUR_S) * 1_000_000)
+    clock.advance(0.1 * HOUR_S)
+    report = upkeep.step()
+    assert (report.compaction.done, report.tagged) == (0, None)
+    clock.advance(300)
+    report = upkeep.step()
+    assert report.compaction.done == 1
+    assert report.tagged == "hourly-2024-06-01T13Z"
+    table.refresh()
+    tagged = table.metadata.refs[report.tagged].snapshot_id
+    assert len(list(table.scan(snapshot_id=tagged).plan_files())) == 1
+
+
+def test_a_tag_does_not_wait_for_ever(tmp_path: Path, table: Table) -> None:
+    clock = clock_after(1)
+    commit_small(table, 4)
+    upkeep = upkeep_of(tmp_path, clock, compact_min_files=3, compact_settle_s=3_000)
+    assert upkeep.step().tagged is None
+    clock.advance(2_700)
+    assert upkeep.step().tagged is not None
+
+
+def test_small_files_go_once_no_snapshot_names_them(tmp_path: Path, table: Table) -> None:
+    clock = clock_after(1)
+    commit_small(table, 4)
+    small = files(tmp_path, "*.parquet")
+    upkeep = upkeep_of(tmp_path, clock, compact_min_files=3, compact_settle_s=1, snapshots_kept=2, expire_every=1)
+    assert upkeep.step().compaction.done == 1
+    assert small < files(tmp_path, "*.parquet"), "older snapshots still name them"
+    for hour in range(1, 3):
+        commit_small(table, 1, at_us=NOON_US + hour * HOUR_S * 1_000_000)
+        clock.advance(HOUR_S)
+        upkeep.step()
+    assert not small & files(tmp_path, "*.parquet")
+    assert stored_ids(table) == list(range(240))
+
+
+def test_a_file_of_a_killed_compaction_goes_when_it_can_no_longer_land(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_after(1)
+    commit_small(table, 4)
+    dying = upkeep_of(tmp_path, clock, compact_min_files=3, compact_settle_s=1)
+    monkeypatch.setattr(dying._compactor, "_faults", kill_at("compaction_verified"))
+    with pytest.raises(Killed):
+        dying.step()
+    (stray,) = files(tmp_path, "k2ray-compacted-*")
+    upkeep = upkeep_of(tmp_path, clock, compact=False)
+    upkeep.step()
+    assert stray in files(tmp_path, "*.parquet"), "young: it may be about to land"
+    age(tmp_path, stray, 2 * MARGIN_US / 1e6)
+    commit_small(table, 1)
+    clock.advance(HOUR_S)
+    upkeep.step()
+    assert stray not in files(tmp_path, "*.parquet")
+    assert stored_ids(table) == list(range(200))
+
+
+def test_a_sweep_goes_through_the_folders_a_page_a_look(
+    tmp_path: Path, table: Table, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing a year of files at once would hold up everything else that upkeep does."""
+    monkeypatch.setattr(sweep, "PAGE_FILES", 1)
+    lost = [append_of(table, 0, 1, trades([9], start_us=NOON_US + day * 86_400_000_000)) for day in range(5)]
+    assert len({append.files[0].file_path.split("timestamp_day=")[1][:10] for append in lost}) == 5
+    commit_many(table, 1)
+    age(tmp_path, "*", 3 * HOUR_S)
+    upkeep = upkeep_of(tmp_path, clock, compact=False)
+    deleted = [upkeep.step().files_deleted for _ in range(8)]
+    assert max(deleted) < sum(deleted)
+    assert sum(1 for count in deleted if count) >= 4
+    assert len(files(tmp_path, "*.parquet")) == 1
+
+
+def test_a_neglected_table_is_worked_off_look_by_look(
+    tmp_path: Path, table: Table, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep_plan, "MAX_EXPIRED", 6)
+    commit_many(table, 20)
+    upkeep = upkeep_of(tmp_path, clock)
+    assert [upkeep.step().snapshots_expired for _ in range(4)] == [6, 6, 5, 0]
+    assert stored_ids(table) == list(range(20))
+
+
+def test_every_metric_of_upkeep_moves(tmp_path: Path, table: Table, clock: ManualClock) -> None:
+    def removed(kind: str) -> float:
+        value: float = metrics.ORPHANS_REMOVED.labels("trades", kind)._value.get()
+        return value
+
+    before = removed("manifest"), removed("ledger"), removed("data")
+    looks = REGISTRY.get_sample_value("k2ray_upkeep_seconds_count", {"table": "trades"}) or 0
+    expired = metrics.SNAPSHOTS_EXPIRED.labels("trades")._value.get()
+    dead = append_of(table, 0, 1)
+    commit_many(table, 20)
+    report = upkeep_of(tmp_path, clock).step()
+    assert metrics.SNAPSHOTS_EXPIRED.labels("trades")._value.get() == expired + report.snapshots_expired
+    assert metrics.TABLE_SNAPSHOTS.labels("trades")._value.get() == 5
+    assert metrics.TABLE_METADATA_BYTES.labels("trades")._value.get() > 1_000
+    assert metrics.DISK_FREE_BYTES.labels("warehouse")._value.get() > 0
+    assert (REGISTRY.get_sample_value("k2ray_upkeep_seconds_count", {"table": "trades"}) or 0) > looks
+    after = removed("manifest"), removed("ledger"), removed("data")
+    assert all(new > old for new, old in zip(after, before, strict=True))
+    assert not Path(str(local_path(dead.files[0].file_path))).exists()
 
 
 def test_a_tagged_snapshot_can_still_be_read_after_expiry(tmp_path: Path, table: Table, clock: ManualClock) -> None:
