@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from k2ray.cli.monitoring import monitoring
 from tests.support.alert_cases import CASES, SCRAPE_DOWN, healthy
 from tests.support.crafted import crafted_systems, input_series
 from tests.support.eventually import eventually
@@ -47,8 +48,11 @@ class Watch:
         return sorted(system for system, alerts in expected.items() if not alerts <= self.fired[system])
 
 
-def test_the_rules_are_valid(prometheus_programs: Programs) -> None:
+def test_the_rules_and_the_config_are_valid(prometheus_programs: Programs, tmp_path: Path) -> None:
     assert "SUCCESS" in prometheus_programs.check("check", "rules", str(RULES))
+    (tmp_path / "k2ray.yaml").write_text("{}")
+    monitoring(tmp_path / "k2ray.yaml", tmp_path / "watch")
+    assert "SUCCESS" in prometheus_programs.check("check", "config", str(tmp_path / "watch" / "prometheus.yml"))
 
 
 @pytest.mark.timeout(200)

@@ -220,7 +220,10 @@ def test_a_dead_letter_keeps_its_raw_bytes_and_its_story(broker: TestBroker, tmp
         "at_us": b"1790000000000000",
     }
     assert dict(second.headers)["truncated_from_bytes"] == str(MAX_RECORD_BYTES).encode()
-    assert REGISTRY.get_sample_value("k2ray_dead_letters_total", {"exchange": "binance", "source": "feed"}) >= 1  # type: ignore[operator]
+    for source in ("feed", "t"):
+        labels = {"exchange": "binance", "source": source, "cause": "malformed"}
+        assert (REGISTRY.get_sample_value("k2ray_dead_letters_total", labels) or 0) >= 1
+    assert REGISTRY.get_sample_value("k2ray_produce_seconds_count", {"client": "dead"}) == 2
 
 
 def test_without_a_spool_the_caller_is_told(broker: TestBroker) -> None:
