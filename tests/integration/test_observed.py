@@ -141,11 +141,10 @@ def test_two_replicas_give_one_answer(observed: Observed) -> None:
     for _ in range(20):
         observed.system.get("/v1/symbols")
         now = samples(observed.system.get("/metrics").text)
-        lost = {name for name, _ in before.keys() - now.keys()}
-        fell = {
-            name for (name, labels), value in before.items() if name.endswith("_total") and now[name, labels] < value
-        }
-        assert not lost | fell
+        lost = {name for name, labels in before.keys() - now.keys() if dict(labels)["actor"].startswith("api:")}
+        fell = {key for key, value in before.items() if key[0].endswith("_total") and now.get(key, value) < value}
+        assert not lost
+        assert not fell
         before = now
     served = {dict(labels)["actor"] for name, labels in before if name == "k2ray_http_requests_total"}
     assert served == {"api:0", "api:1"}
@@ -214,9 +213,8 @@ def test_a_hung_actor_costs_its_own_numbers_and_nothing_else(observed: Observed)
     try:
         began_s = time.monotonic()
         found = samples(observed.system.get("/metrics").text)
-        assert time.monotonic() - began_s < 10
-        assert found["k2ray_supervisor_up", frozenset({("actor", "api:0"), ("role", "api")})] == 1
-        assert ("k2ray_actor_up", frozenset({("actor", "feed:binance:0")})) in found
+        assert time.monotonic() - began_s < 9, "within Prometheus' ten seconds"
+        assert ("k2ray_actor_up", frozenset({("actor", "feed:binance:0")})) in found, "the supervisor's answer"
         age = frozenset({("actor", "writer:quotes")})
         eventually(
             lambda: samples(observed.system.get("/metrics").text).get(("k2ray_metrics_age_seconds", age), 0) > 1,
