@@ -143,6 +143,34 @@ def kill_writer_again_and_again(arena: Arena) -> None:
         arena.running(WRITER, after=victim["generation"])
 
 
+def replace_inside_commit(arena: Arena) -> None:
+    """The writer is replaced while it stands inside a commit, with which it goes on afterwards."""
+    victim = arena.running(WRITER)
+    armed = arena.arm(WRITER, "inside_commit", "stop")
+    eventually(lambda: not armed.exists(), "the writer is inside a commit", timeout_s=60)
+    arena.replace(WRITER, "memory")
+    arena.running(WRITER, after=victim["generation"])
+    if edge.is_actor_process(victim["pid"]):
+        os.kill(victim["pid"], signal.SIGCONT)
+    eventually(lambda: not edge.is_actor_process(victim["pid"]), "the old writer is gone", timeout_s=40)
+
+
+def kill_supervisor_during_replacement(arena: Arena) -> None:
+    """kill -9 of the supervisor as soon as a writer's and a feed's new generations were asked for."""
+    supervisor = arena.actor(SUPERVISOR)["pid"]
+    before = {logical: arena.running(logical)["generation"] for logical in (WRITER, FEED)}
+    for logical in before:
+        arena.replace(logical)
+    os.kill(supervisor, signal.SIGKILL)
+
+    def decided() -> bool:
+        plans = [arena.actor(logical).get("replacement") or {} for logical in before]
+        return all(plan.get("outcome") in {"done", "failed"} for plan in plans)
+
+    eventually(decided, "both replacements are decided", timeout_s=90)
+    arena.all_running()
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of the table.
@@ -172,6 +200,8 @@ CASES = [
     Case("writer stopped inside commit", stop_at("inside_commit")),
     Case("zombie wakes up after its rival committed", wake_a_zombie, quick=True),
     Case("supervisor and feed killed", kill_supervisor),
+    Case("writer replaced inside a commit", replace_inside_commit, quick=True),
+    Case("supervisor killed during replacements", kill_supervisor_during_replacement),
     Case("broker killed", kill_broker, quick=True),
     Case("feed and writers killed together", kill_everything_that_writes),
 ]
@@ -234,6 +264,22 @@ def test_nothing_is_lost_or_doubled_when(case: Case, arena: Arena) -> None:
         print(verdict)  # noqa: T201  shown with -s and on failure
         assert verdict.in_kafka > 0
         assert verdict.exact, verdict
+
+
+@pytest.mark.chaos
+def test_a_feed_and_a_writer_that_are_replaced_under_load_miss_nothing_at_all(arena: Arena) -> None:
+    """Trap 6: a change of connection lost 48 trades; here all that the exchange sent is in Kafka and in the table."""
+    arena.all_running()
+    missed = {verdict.table: verdict.never_produced for verdict in arena.verify()}
+    for logical in (FEED, WRITER, FEED):
+        generation = arena.replace(logical, "memory")
+        after = arena.running(logical, after=generation - 1)
+        assert (after["generation"], after["replacement"]["outcome"]) == (generation, "done")
+    arena.more_commits("trades", rows=RATE // 2)
+    for verdict in arena.verify():
+        print(verdict)  # noqa: T201
+        assert verdict.exact, verdict
+        assert verdict.never_produced <= missed[verdict.table], "the exchange sent what no feed received"
 
 
 @pytest.mark.parametrize("point", [marked(point, point, quick) for point, quick in FRESH_POINTS.items()])

@@ -2,97 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from actors import edge
 from actors.names import SUPERVISOR
 from actors.supervisor import system_status
-from actors.wanted import Wanted, write_wanted
 from k2ray.errors import SupervisorUnavailable
-from k2ray.layout import DataDir
-from k2ray.settings import Settings
 from tests.support.dummies import DUMMY
+from tests.support.dummy_system import DummySystem, dummy_system
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 
 pytestmark = pytest.mark.integration
 
-QUICK = {
-    "health_interval_s": 0.3,
-    "health_timeout_s": 3,
-    "start_timeout_s": 30,
-    "drain_timeout_s": 4,
-    "crash_loop_restarts": 3,
-    "crash_loop_s": 60,
-}
-
-
-class System:
-    """One namespace with a supervisor of dummies."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.layout = DataDir(settings.data_dir)
-        self.epoch = 0
-
-    def up(self, *actors: str) -> None:
-        self.epoch += 1
-        write_wanted(self.layout.run, Wanted(self.epoch, self.settings.to_json(), dict.fromkeys(actors, DUMMY)))
-        edge.start_supervisor(self.layout.namespace, str(self.layout.root))
-
-    def stop(self) -> None:
-        wanted = Wanted(self.epoch, self.settings.to_json(), {}, stopping=True)
-        write_wanted(self.layout.run, wanted)
-
-    def tell(self, logical: str, wish: str) -> None:
-        path = self.layout.root / "dummy" / logical
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wish)
-
-    def status(self) -> dict[str, Any]:
-        try:
-            return system_status(self.layout.namespace, 5)
-        except SupervisorUnavailable:
-            return {"actors": [], "settled": False}
-
-    def actor(self, logical: str) -> dict[str, Any]:
-        return next((a for a in self.status()["actors"] if a["name"].split("#")[0] == logical), {})
-
-    def runs(self, name: str) -> Callable[[], dict[str, Any]]:
-        def look() -> dict[str, Any]:
-            actor = self.actor(name.split("#")[0])
-            matches = actor.get("name") == name and actor["state"] == "running"
-            return actor if matches else {}
-
-        return look
-
 
 @pytest.fixture
-def system(ray: SmallCluster, tmp_path: Path) -> Iterator[System]:
-    system = System(ray.settings(tmp_path, supervision=QUICK))
-    yield system
-    pids = [actor["pid"] for actor in system.status()["actors"] if actor["pid"]]
-    with contextlib.suppress(SupervisorUnavailable):
-        edge.find(SUPERVISOR, system.layout.namespace)
-        edge.kill(SUPERVISOR, system.layout.namespace, None, None)
-    for name in edge.list_children(system.layout.namespace):
-        edge.kill(str(name), system.layout.namespace, None, None)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-    eventually(lambda: not any(psutil.pid_exists(pid) and edge.is_actor_process(pid) for pid in pids), "actors gone")
+def system(ray: SmallCluster, tmp_path: Path) -> Iterator[DummySystem]:
+    with dummy_system(ray, tmp_path) as system:
+        yield system
 
 
-def test_children_are_started_restarted_and_left_alone(system: System) -> None:
+def test_children_are_started_restarted_and_left_alone(system: DummySystem) -> None:
     names = ["feed:binance:0", "writer:trades", "upkeep:trades"]
     system.up(*names)
     first = {name: eventually(system.runs(f"{name}#1"), f"{name} runs") for name in names}
@@ -116,12 +53,12 @@ def test_children_are_started_restarted_and_left_alone(system: System) -> None:
     assert system.actor("writer:trades")["restarts"] == 0
 
 
-def self_after(system: System, logical: str, restarts: int) -> dict[str, Any]:
+def self_after(system: DummySystem, logical: str, restarts: int) -> dict[str, Any]:
     actor = system.actor(logical)
     return actor if actor.get("restarts", 0) >= restarts else {}
 
 
-def test_a_killed_supervisor_comes_back_and_adopts_its_children(system: System) -> None:
+def test_a_killed_supervisor_comes_back_and_adopts_its_children(system: DummySystem) -> None:
     names = [f"feed:binance:{index}" for index in range(3)]
     system.up(*names)
     before = {name: eventually(system.runs(f"{name}#1"), f"{name} runs") for name in names}
@@ -144,7 +81,7 @@ def test_a_killed_supervisor_comes_back_and_adopts_its_children(system: System) 
 
 
 @pytest.mark.parametrize("way", ["stopped", "terminated", "blocked"])
-def test_an_actor_that_went_silent_is_killed_and_replaced(system: System, way: str) -> None:
+def test_an_actor_that_went_silent_is_killed_and_replaced(system: DummySystem, way: str) -> None:
     """Trap 8's cousin: an actor inside run() that gets SIGTERM becomes deaf but works on, until it is killed."""
     system.up("writer:trades")
     first = eventually(system.runs("writer:trades#1"), "the writer runs")
@@ -160,7 +97,7 @@ def test_an_actor_that_went_silent_is_killed_and_replaced(system: System, way: s
     eventually(lambda: not edge.is_actor_process(first["pid"]), "the silent process is gone")
 
 
-def test_a_crash_loop_is_failed_and_up_brings_it_back(system: System) -> None:
+def test_a_crash_loop_is_failed_and_up_brings_it_back(system: DummySystem) -> None:
     system.tell("feed:binance:0", "raise")
     system.up("feed:binance:0", "writer:trades")
     failed = eventually(
@@ -174,7 +111,7 @@ def test_a_crash_loop_is_failed_and_up_brings_it_back(system: System) -> None:
     eventually(lambda: system.actor("feed:binance:0").get("state") == "running", "a new epoch brings it back")
 
 
-def test_an_operators_question_is_failed_at_once(system: System) -> None:
+def test_an_operators_question_is_failed_at_once(system: DummySystem) -> None:
     system.tell("writer:trades", "operator")
     system.up("writer:trades")
     failed = eventually(
@@ -183,7 +120,7 @@ def test_an_operators_question_is_failed_at_once(system: System) -> None:
     assert (failed["restarts"], failed["last_reason"]) == (1, "OperatorNeeded: another topic id")
 
 
-def test_stopping_drains_stage_by_stage_while_idle_and_never_waits_for_ever(system: System) -> None:
+def test_stopping_drains_stage_by_stage_while_idle_and_never_waits_for_ever(system: DummySystem) -> None:
     """Trap 8: SIGTERM was ignored while idle; a drain ends promptly with nothing to do."""
     system.up("feed:binance:0", "writer:trades", "upkeep:trades")
     for name in ("feed:binance:0", "writer:trades", "upkeep:trades"):
@@ -197,7 +134,7 @@ def test_stopping_drains_stage_by_stage_while_idle_and_never_waits_for_ever(syst
     assert when == sorted(when)
 
 
-def test_an_actor_that_does_not_drain_is_killed_at_its_deadline(system: System) -> None:
+def test_an_actor_that_does_not_drain_is_killed_at_its_deadline(system: DummySystem) -> None:
     system.tell("feed:binance:0", "deaf to drain")
     system.up("feed:binance:0", "writer:trades")
     eventually(system.runs("feed:binance:0#1"), "the feed runs")
@@ -208,7 +145,7 @@ def test_an_actor_that_does_not_drain_is_killed_at_its_deadline(system: System) 
     assert not (system.layout.root / "drained" / "feed:binance:0#1").exists()
 
 
-def test_two_generations_left_by_a_crash_become_one(system: System) -> None:
+def test_two_generations_left_by_a_crash_become_one(system: DummySystem) -> None:
     system.up("feed:binance:0")
     eventually(system.runs("feed:binance:0#1"), "the first runs")
     from actors.names import ActorName

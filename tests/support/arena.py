@@ -133,6 +133,12 @@ class Arena:
 
         return eventually(look, f"{logical} runs after generation {after}", timeout_s=60)
 
+    def replace(self, logical: str, reason: str = "operator") -> int:
+        """Have an actor replaced, make before break; returns the new generation, not waiting for it."""
+        supervisor = edge.find(SUPERVISOR, self.layout.namespace)
+        begun: dict[str, int] = edge.ask(supervisor, "replace", logical, reason, timeout_s=30)
+        return begun["generation"]
+
     def all_running(self) -> None:
         for logical in wanted_actors(self.settings):
             self.running(logical)
