@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.handover import status_through_handover
+from actors.sampling import MemorySampler
 from actors.scrape import report_replica, system_metrics
 from k2ray.errors import SettingsError
 from k2ray.layout import DataDir
@@ -43,6 +44,7 @@ class MarketApi:
         layout = DataDir(self._settings.data_dir)
         namespace, replica = layout.namespace, str(serve.get_replica_context().replica_id.unique_id)
         configure_logs(layout.logs, f"api-{replica}")
+        MemorySampler(self._settings.memory).start()
         return build_api(
             self._settings,
             lambda: status_through_handover(layout, STATUS_TIMEOUT_S),
