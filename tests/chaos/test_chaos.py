@@ -83,6 +83,19 @@ def stop_at(point: str | None) -> Callable[[Arena], None]:
     return strike
 
 
+def terminate(logical: str) -> Callable[[Arena], None]:
+    """SIGTERM of an actor at work: it becomes deaf and works on, until the supervisor notices the silence."""
+
+    def strike(arena: Arena) -> None:
+        victim = arena.running(logical)
+        os.kill(victim["pid"], signal.SIGTERM)
+        after = arena.running(logical, after=victim["generation"])
+        assert after["restarts"] > victim["restarts"]
+        eventually(lambda: not edge.is_actor_process(victim["pid"]), "the deaf one is gone", timeout_s=40)
+
+    return strike
+
+
 def wake_a_zombie(arena: Arena) -> None:
     """A second writer that nobody can kill is stopped between reading the head and its commit; it wakes up too late."""
     zombie, name, namespace = rival(arena)
@@ -198,6 +211,8 @@ CASES = [
     Case("writer stopped", stop_at(None)),
     Case("writer stopped with the head read", stop_at("head_read")),
     Case("writer stopped inside commit", stop_at("inside_commit")),
+    Case("writer terminated while busy", terminate(WRITER)),
+    Case("feed terminated while busy", terminate(FEED)),
     Case("zombie wakes up after its rival committed", wake_a_zombie, quick=True),
     Case("supervisor and feed killed", kill_supervisor),
     Case("writer replaced inside a commit", replace_inside_commit, quick=True),
