@@ -25,7 +25,7 @@ MANY = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "ADAUSDT")
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
     """An exchange with 5,000 trades and as many quotes a second."""
-    with start_sim(tmp_path_factory.mktemp("busy"), rate=RATE, symbols=SYMBOLS) as sim:
+    with start_sim(tmp_path_factory.mktemp("busy"), rate=RATE, symbols=SYMBOLS, channels="trade,bookTicker") as sim:
         yield sim
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from k2ray import model
 from k2ray.clock import Clock
@@ -30,7 +31,6 @@ from k2ray.log.spool import Spool
 from k2ray.log.topics import ensure_topics, topic_name
 from k2ray.settings import Settings
 from k2ray.wire.codec import decode
-from tests.support.clocks import FastClock
 from tests.support.kafka import TestBroker
 from tests.support.sim import Sim
 
@@ -232,27 +232,21 @@ class FeedWorld:
                         decision = ledger.decide(key, batch)
                         duplicates += decision.duplicates
                         kept = batch.filter(pa.array(decision.keep))
-                        for symbol, number in zip(
-                            kept.column("symbol").to_pylist(), kept.column("source_sequence").to_pylist(), strict=True
-                        ):
-                            accepted[symbol].append(number)
+                        ids = kept.column("source_sequence").to_numpy()
+                        codes = kept.column("symbol").indices.to_numpy()
+                        for code, symbol in enumerate(kept.column("symbol").dictionary.to_pylist()):
+                            accepted[symbol] += ids[codes == code].tolist()
         finally:
             reader.close()
-        return Judged(dict(accepted), duplicates, ledger.gaps(), _sent(truth, STREAM_OF[channel], accepted))
+        accepted = {symbol: ids for symbol, ids in accepted.items() if ids}
+        return Judged(accepted, duplicates, ledger.gaps(), _sent(truth, STREAM_OF[channel], accepted))
 
 
 def _sent(truth: pa.Table, stream: str, accepted: dict[str, list[int]]) -> dict[str, list[int]]:
-    channels = truth.column("channel").cast(pa.string()).to_pylist()
-    symbols = truth.column("symbol").cast(pa.string()).to_pylist()
-    ids = truth.column("id").to_pylist()
-    bounds = {symbol: (min(numbers), max(numbers)) for symbol, numbers in accepted.items()}
-    found: dict[str, list[int]] = {symbol: [] for symbol in accepted}
-    for channel, symbol, number in zip(channels, symbols, ids, strict=True):
-        if channel == stream and symbol in bounds and bounds[symbol][0] <= number <= bounds[symbol][1]:
-            found[symbol].append(number)
+    rows = truth.filter(pc.equal(truth.column("channel").cast(pa.string()), stream))
+    symbols, ids = rows.column("symbol").cast(pa.string()), rows.column("id")
+    found: dict[str, list[int]] = {}
+    for symbol, numbers in accepted.items():
+        between = pc.and_(pc.greater_equal(ids, min(numbers)), pc.less_equal(ids, max(numbers)))
+        found[symbol] = ids.filter(pc.and_(pc.equal(symbols, symbol), between)).to_pylist()
     return found
-
-
-def fast_clock() -> FastClock:
-    """Return a clock with which 10 s without data and 5 s without a pong take 1.5 s."""
-    return FastClock(10)
