@@ -27,6 +27,9 @@ AIM_S = 5.0
 PATIENCE_S = 90.0
 SETTLE_S = 4.0
 
+FORGIVING = {"K2RAY_SUPERVISION__CRASH_LOOP_S": "1"}
+"""Each kill counts as the first one: a crash loop is delayed on purpose, and that is not what is measured."""
+
 HEALED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "feed:binance:0": lambda actor: actor["detail"].get("rows", 0) > 0,
     "writer:trades": lambda actor: actor["detail"].get("commits", 0) > 0,
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     kills = 2 if arguments.quick else arguments.kills
+    os.environ.update(FORGIVING)
     means = {
         "feed:binance:0": "first row after",
         "writer:trades": "first commit after",
@@ -124,7 +128,7 @@ def main() -> None:
         "heal",
         rows,
         f"kill -9 of one process of a system that records {RATE:,} trades/s, again and again; seconds as seen through "
-        f"/v1/status, whose reports are up to 1 s old. Aim: below {AIM_S:g} s.",
+        f"/v1/status, whose reports are up to 1 s old. crash_loop_s=1, so that no delay grows. Aim: below {AIM_S:g} s.",
     )
 
 
