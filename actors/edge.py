@@ -51,7 +51,10 @@ CHILD_CLASSES = {
 def load_class(path: str) -> type[Any]:
     """Return the class that `module:Class` names."""
     module, _, name = path.partition(":")
-    loaded: type[Any] = getattr(importlib.import_module(module), name)
+    try:
+        loaded: type[Any] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # noqa: BLE001  a new release's code may fail in any way while it is imported
+        raise ImportError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
     return loaded
 
 
