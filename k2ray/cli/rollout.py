@@ -28,7 +28,7 @@ from actors.wanted import Release, Wanted, read_wanted, write_wanted
 from k2ray.cli.console import Step, complain, step
 from k2ray.cli.serving import update_serving
 from k2ray.cli.system import System
-from k2ray.errors import BadInput, K2rayError, OperatorNeeded, TryAgain
+from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable, TryAgain
 from k2ray.settings import Supervision
 
 ANSWER_TIMEOUT_S = 10.0
@@ -67,9 +67,9 @@ class Rollout:
         """Return logical name -> its entry in the supervisor's status, the supervisor left out.
 
         Raises:
-            SupervisorUnavailable: It does not answer.
+            TryAgain: It does not answer, and Ray did not bring it back in time.
         """
-        status = system_status(self._layout.namespace, ANSWER_TIMEOUT_S)
+        status = self._patiently(lambda: system_status(self._layout.namespace, ANSWER_TIMEOUT_S))
         return {_logical(actor): actor for actor in status["actors"] if actor["name"] != SUPERVISOR}
 
     def running(self) -> Running:
@@ -243,19 +243,23 @@ class Rollout:
             held=[*wanted.held, *(name for name in move.replaced if name not in wanted.held)],
         )
         generations = self._planned(move, target)
-        for name in move.replaced:
-            if name not in generations:
-                generations |= self._replace(name, target)
-        self._await_move(move, target, generations, self._policy.start_timeout_s)
+
+        def stand() -> Verdict:
+            actors = self.actors()
+            for name in move.replaced:
+                # Not ordered yet, or ordered from a supervisor that was killed before it wrote that down.
+                if name not in generations or _is_lost(actors.get(name), generations[name], target.digest):
+                    generations.update(self._replace(name, target))
+            return judge(move, self.actors(), target.digest, generations)
+
+        self._await(stand, self._policy.start_timeout_s + MARGIN_S)
 
     def _planned(self, move: Move, target: StoredRelease) -> dict[str, int]:
         """Return name -> generation of the replacements with the target that are under way, maybe by a dead deploy."""
         found = {}
         for name, actor in self.actors().items():
-            planned = actor["replacement"]
-            if name in move.replaced and planned is not None and planned["release"] == target.digest:
-                if planned["outcome"] == "under way":
-                    found[name] = int(planned["generation"])
+            if name in move.replaced and (planned := _under_way(actor, target.digest)) is not None:
+                found[name] = planned
         return found
 
     def _replace(self, name: str, target: StoredRelease) -> dict[str, int]:
@@ -266,18 +270,35 @@ class Rollout:
                 answer = self._ask_supervisor("replace", name, "deploy", target.digest)
                 return {name: int(answer["generation"])}
             except BadInput as error:
-                if self.actors().get(name, {}).get("detail", {}).get("code") == target.digest:
-                    return {}  # it came up as that meanwhile
+                actor = self.actors().get(name)
+                if actor is not None and (planned := _under_way(actor, target.digest)) is not None:
+                    return {name: planned}
+                if actor is not None and actor["detail"].get("code") == target.digest:
+                    return {name: actor["generation"]}  # it came up as that meanwhile
                 if time.monotonic() > deadline_s:
                     raise MoveFailed(str(error)) from error
                 time.sleep(PAUSE_S)
 
     def _ask_supervisor(self, method: str, *arguments: Any) -> Any:
-        handle = edge.find(SUPERVISOR, self._layout.namespace)
-        try:
+        def ask() -> Any:
+            handle = edge.find(SUPERVISOR, self._layout.namespace)
             return edge.ask(handle, method, *arguments, timeout_s=ANSWER_TIMEOUT_S)
+
+        try:
+            return self._patiently(ask)
         except edge.TASK_ERROR as error:
             raise edge.own_error(error) from None
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask the supervisor; one that is away is waited for, Ray brings it back within seconds."""
+        deadline_s = time.monotonic() + ADOPTION_TIMEOUT_S
+        while True:
+            try:
+                return ask()
+            except SupervisorUnavailable:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(PAUSE_S)
 
     # --- waiting
 
@@ -337,6 +358,22 @@ def http_release(system: System) -> str:
         return str(answer.json().get("release", "")) if answer.status_code == httpx.codes.OK else ""
     except (httpx.HTTPError, ValueError):
         return ""
+
+
+def _under_way(actor: dict[str, Any], target: str) -> int | None:
+    """Return the generation that is proving itself as this release; None if there is none."""
+    planned = actor["replacement"]
+    if planned is None or planned["outcome"] != "under way" or planned["release"] != target:
+        return None
+    return int(planned["generation"])
+
+
+def _is_lost(actor: dict[str, Any] | None, generation: int, target: str) -> bool:
+    """Whether the supervisor knows nothing of a replacement that it was told to make."""
+    if actor is None or actor["state"] != "running" or actor["detail"].get("code") == target:
+        return False
+    planned = actor["replacement"]
+    return planned is None or planned["generation"] != generation
 
 
 def _logical(actor: dict[str, Any]) -> str:
