@@ -53,7 +53,7 @@ def load_class(path: str) -> type[Any]:
     module, _, name = path.partition(":")
     try:
         loaded: type[Any] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # noqa: BLE001  a new release's code may fail in any way while it is imported
+    except Exception as error:  # a new release's code may fail in any way while it is imported
         raise ImportError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
     return loaded
 
