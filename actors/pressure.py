@@ -17,6 +17,8 @@ from typing import Any
 from k2ray.memory import MB
 from k2ray.settings import Memory, MemoryLimits
 
+SUPERVISOR_MIN_AGE_S = 60.0
+
 
 def limits_of(role: str, settings: Memory) -> MemoryLimits | None:
     """Return a role's limits; None for a role that has none."""
@@ -43,6 +45,23 @@ def worth_replacing(role: str, health: Mapping[str, Any], settings: Memory) -> t
         slope = float(memory.get("slope_bytes_per_hour", 0.0))
         return "leak", f"grows by {_mb(slope)} an hour (leak score {score:.2f} over {settings.leak_score:g})"
     return None
+
+
+def supervisor_ends(health: Mapping[str, Any], settings: Memory, age_s: float, pause_s: float) -> str:
+    """Say why the supervisor is to end itself, which is its way of being replaced; empty if it is not.
+
+    A young one never does: with limits that are too low for any supervisor nobody would supervise.
+
+    Args:
+        health: Its own report.
+        settings: Its limits.
+        age_s: For how long it has lived.
+        pause_s: How old it must be to go for its soft limit or a leak.
+    """
+    if age_s < SUPERVISOR_MIN_AGE_S:
+        return ""
+    found = worth_replacing("supervisor", health, settings) if age_s >= pause_s else None
+    return too_much("supervisor", health, settings) or (found[1] if found is not None else "")
 
 
 def _mb(amount: float) -> str:

@@ -25,7 +25,7 @@ from actors.child import pid_space
 from actors.limits import LimitDesk
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
-from actors.pressure import too_much, worth_replacing
+from actors.pressure import supervisor_ends
 from actors.reconciler import Reconciler
 from actors.report import count, count_supervisor, describe
 from actors.sampling import MemoryReport, MemorySampler, as_health
@@ -239,13 +239,9 @@ class Supervisor:
 
     def _mind_own_memory(self, own: MemoryReport) -> None:
         """Make room by an end: Ray starts the next supervisor at once, and it adopts everybody."""
-        health, settings = as_health(own), self._settings.memory
-        why = too_much(SUPERVISOR, health, settings)
-        found = worth_replacing(SUPERVISOR, health, settings)
-        old_enough = time.monotonic() - self._born_s > self._settings.supervision.replace_pause_s
-        if not why and found is not None and old_enough:
-            why = found[1]
-        if why:
+        age_s = time.monotonic() - self._born_s
+        pause_s = self._settings.supervision.replace_pause_s
+        if why := supervisor_ends(as_health(own), self._settings.memory, age_s, pause_s):
             self._log.warning("ends itself", reason=why)
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.child import Child
-from k2ray.errors import SettingsError
+from k2ray.errors import BadInput, SettingsError
 from k2ray.settings import load_settings
 
 
@@ -45,6 +45,26 @@ async def test_health_says_who_where_and_how_big(worker: Worker) -> None:
     assert health["rss_bytes"] > 1_000_000
     assert health["turn_age_s"] < health["turn_limit_s"]
     assert "/" in health["node"]
+
+
+async def test_it_is_ready_once_its_loop_turned_and_tells_what_its_memory_does(worker: Worker) -> None:
+    assert (await worker.health())["ready"] is False
+    task = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.01)
+    health = await worker.health()
+    assert health["ready"] is True
+    assert health["overlap_s"] == 0.0
+    assert health["memory"]["rss_bytes"] == health["rss_bytes"]
+    assert health["memory"]["samples"] == 0, "the first minutes are a warm-up"
+    assert health["memory"]["complete"] is False
+    await worker.drain()
+    with pytest.raises(RuntimeError, match="the end"):
+        await task
+
+
+async def test_a_role_without_orders_says_so(worker: Worker) -> None:
+    with pytest.raises(BadInput, match="a feed takes no order 'rotate'"):
+        await worker.order("rotate")
 
 
 def test_an_actor_writes_a_log_of_its_own(worker: Worker) -> None:

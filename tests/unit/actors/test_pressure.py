@@ -4,7 +4,7 @@ import pytest
 
 from actors.lives import Child
 from actors.names import ActorName
-from actors.pressure import limits_of, too_much, worth_replacing
+from actors.pressure import limits_of, supervisor_ends, too_much, worth_replacing
 from k2ray.memory import MB
 from k2ray.settings import Memory, MemoryLimits, Supervision
 from tests.support.actor_world import ActorWorld
@@ -138,6 +138,15 @@ def test_a_new_generation_that_is_over_the_hard_limit_is_given_up() -> None:
     assert world.names(FEED) == [ActorName(FEED, 1)]
     assert "hard limit" in child(world).replacement.why  # type: ignore[union-attr]
     assert child(world).restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("mb", "age_s", "ends"),
+    [(50, 9_999, False), (150, 599, False), (150, 600, True), (250, 59, False), (250, 61, True)],
+)
+def test_a_supervisor_ends_itself_over_its_limits_but_never_when_it_is_young(mb: int, age_s: float, ends: bool) -> None:
+    settings = Memory(supervisor=MemoryLimits(soft_bytes=100 * MB, hard_bytes=200 * MB))
+    assert bool(supervisor_ends(using(mb), settings, age_s, 600)) == ends
 
 
 def test_nothing_is_replaced_while_the_system_stops() -> None:
