@@ -20,7 +20,9 @@ prepare_environment()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch which metrics move."""
-    config.pluginmanager.register(MetricWatch())
+    watch = MetricWatch()
+    watch.install()
+    config.pluginmanager.register(watch)
 
 
 def lacking(reason: str) -> None:

@@ -1,7 +1,8 @@
 """Which of k2ray's metrics moved during a test session, and which test moved them first.
 
-After every test the process's own metrics are compared with what they were before it. Metrics of other processes count
-where a test reads a real system's `/metrics`: every sample that is not zero there has moved. `note_text` takes that in.
+Changes of values in the process itself are seen as they are made, also those that are taken back before a test ends.
+Metrics of other processes count where a test reads a real system's `/metrics`: every sample that is not zero there has
+moved. `note_text` takes that in.
 A session is whole if it runs everything that `make test` runs; only then can one say that nothing moves a metric, and
 such a session fails on one (trap 27: consumer-lag metrics were never set; alerts on such a metric are silent for ever).
 With several workers (pytest-xdist) each tells the first process what moved in it.
@@ -10,17 +11,15 @@ With several workers (pytest-xdist) each tells the first process what moved in i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.values import ValueClass
 
 from k2ray import metrics
-
-Values = dict[tuple[str, str, tuple[tuple[str, str], ...]], float]
 
 _movers: dict[str, str] = {}
 """Family -> the first test that moved it."""
@@ -33,9 +32,9 @@ def declared() -> dict[str, str]:
 
 def note_text(text: str, reader: str) -> None:
     """Take in what a real system's `/metrics` said; every sample that is not zero has moved there."""
-    for (family, *_), value in _values(text_string_to_metric_families(text)).items():
-        if value:
-            _movers.setdefault(family, reader)
+    for family in text_string_to_metric_families(text):
+        if any(sample.value for sample in family.samples):
+            _movers.setdefault(family.name, reader)
 
 
 def unmoved() -> list[str]:
@@ -55,8 +54,25 @@ class MetricWatch:
     """The pytest plugin: looks after each test, and judges a whole session at its end."""
 
     def __init__(self) -> None:
-        self._before = _own_values()
+        self._changed: set[int] = set()
         self._still: list[str] = []
+
+    def install(self) -> None:
+        """Look on whenever prometheus-client changes a value, from now on."""
+        plain_set, plain_inc = ValueClass.set, ValueClass.inc
+        changed = self._changed
+
+        def watched_set(value: Any, to: float, **keywords: Any) -> None:
+            if to != value.get():
+                changed.add(id(value))
+            plain_set(value, to, **keywords)
+
+        def watched_inc(value: Any, amount: float) -> None:
+            if amount:
+                changed.add(id(value))
+            plain_inc(value, amount)
+
+        ValueClass.set, ValueClass.inc = watched_set, watched_inc
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -82,25 +98,14 @@ class MetricWatch:
             terminalreporter.write_line(f"metrics that this session did not move: {', '.join(unmoved())}")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Compare with what was before the test."""
-        now = _own_values()
-        for key, value in now.items():
-            if value != self._before.get(key, 0.0):
-                _movers.setdefault(key[0], nodeid)
-        self._before = now
+        """Note whose values changed during the test."""
+        for family, name in declared().items():
+            if family not in _movers and any(id(value) in self._changed for value in _values(getattr(metrics, name))):
+                _movers[family] = nodeid
+        self._changed.clear()
 
 
-def _own_values() -> Values:
-    own = (metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase))
-    return _values(family for metric in own for family in metric.collect())
-
-
-def _values(families: Iterable[Metric]) -> Values:
-    """Return what shows movement: counters, gauges, and how often a histogram observed."""
-    return {
-        (family.name, sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families
-        if family.name.startswith("k2ray_")
-        for sample in family.samples
-        if not sample.name.endswith(("_bucket", "_sum", "_created"))
-    }
+def _values(metric: Any) -> list[Any]:
+    """Return the values of a metric's children; a histogram's is the sum of what it observed."""
+    children = list(metric._metrics.values()) if metric._labelnames else [metric]
+    return [child._sum if isinstance(child, Histogram) else child._value for child in children]
