@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice, takewhile
 
 import numpy as np
 import numpy.typing as npt
 
+from k2ray.backfill.known import Absence, Hold, Known, ages
 from k2ray.backfill.model import Answer, Committed, GiveUp, Hole, Newest, Page, Policy, Stream
 from k2ray.backfill.spans import Span, intersect, of_ids, of_ranges, subtract
 
@@ -43,40 +44,6 @@ DEAD = "the exchange's values cannot be stored: see the dead letters"
 ELSEWHERE = "rows of these ids were fetched and belong to another numbering"
 
 
-@dataclass
-class _Hold:
-    """Ids not to ask for: until an offset is committed or a time has come, whichever is first."""
-
-    spans: list[Span]
-    until_s: float
-    offset: int | None = None
-    page: Page | None = None
-
-
-@dataclass
-class _Absence:
-    """Ids of a numbering that did not come, and how often in a row."""
-
-    space: str
-    span: Span
-    times: int
-    fetched: bool
-
-
-@dataclass
-class _Known:
-    """Everything that is known of a stream."""
-
-    committed: Committed = field(default_factory=Committed)
-    seen: dict[Span, float] = field(default_factory=dict)
-    holds: list[_Hold] = field(default_factory=list)
-    absences: list[_Absence] = field(default_factory=list)
-    pending: Newest | None = None
-    latest: Newest | None = None
-    proven: Newest | None = None
-    baseline: int | None = None
-
-
 class Planner:
     """Plans the backfill of one exchange.
 
@@ -88,7 +55,7 @@ class Planner:
     def __init__(self, policy: Policy, page_rows: Mapping[str, int]) -> None:
         self._policy = policy
         self._page_rows = dict(page_rows)
-        self._streams: dict[Stream, _Known] = {}
+        self._streams: dict[Stream, Known] = {}
         self._turn = 0
 
     # --- what happened
@@ -96,9 +63,11 @@ class Planner:
     def observe(self, committed: Mapping[Stream, Committed], now_s: float) -> None:
         """Take note of a newer snapshot."""
         for stream, view in committed.items():
-            known = self._streams.setdefault(stream, _Known())
+            known = self._streams.setdefault(stream, Known())
+            if known.committed.head_id is not None and view.space != known.committed.space:
+                known.begin_anew()
             known.committed = view
-            known.seen = _ages([(hole.first, hole.last) for hole in view.holes], known.seen, now_s)
+            known.seen = ages([(hole.first, hole.last) for hole in view.holes], known.seen, now_s)
             self._forget_absences(known)
             self._release(stream, known, now_s)
             self._prove(known)
@@ -108,7 +77,8 @@ class Planner:
 
         One below what is committed already proves nothing: its numbering began anew, or its REST lags its streams.
         """
-        known = self._streams.setdefault(stream, _Known())
+        known = self._streams.setdefault(stream, Known())
+        known.named = newest
         if known.committed.head_id is not None and newest.id < known.committed.head_id:
             return
         if known.baseline is None:
@@ -153,7 +123,7 @@ class Planner:
                 hold.spans = intersect(page.spans, decided)
         left = subtract(page.spans, decided)
         if left:
-            known.holds.append(_Hold(left, now_s + self._policy.retry_s))
+            known.holds.append(Hold(left, now_s + self._policy.retry_s))
         return keep, seals
 
     def produced(self, page: Page, offset: int | None, now_s: float) -> None:
@@ -168,13 +138,13 @@ class Planner:
         mine = [span for hold in known.holds if hold.page is page for span in hold.spans]
         self.failed(page)
         if offset is not None and mine:
-            known.holds.append(_Hold(mine, now_s + self._policy.commit_timeout_s, offset))
+            known.holds.append(Hold(mine, now_s + self._policy.commit_timeout_s, offset))
 
     def sealed(self, seals: Sequence[GiveUp], offsets: Mapping[Stream, int], now_s: float) -> None:
         """Wait with sealed ids that no page asked for until a snapshot has them."""
         until_s = now_s + self._policy.commit_timeout_s
         for seal in seals:
-            hold = _Hold([(seal.first, seal.last)], until_s, offsets[seal.stream])
+            hold = Hold([(seal.first, seal.last)], until_s, offsets[seal.stream])
             self._streams[seal.stream].holds.append(hold)
 
     def failed(self, page: Page) -> None:
@@ -198,7 +168,7 @@ class Planner:
             turns.append(turns.pop(0))
             pages.append(page)
         for page in pages:
-            self._streams[page.stream].holds.append(_Hold(page.spans, float("inf"), page=page))
+            self._streams[page.stream].holds.append(Hold(page.spans, float("inf"), page=page))
         return pages
 
     def give_ups(self) -> list[GiveUp]:
@@ -276,26 +246,30 @@ class Planner:
             ]
             yield Page(stream, first, last - first + 1, tuple(holes))
 
-    def _wanted(self, known: _Known, now_s: float) -> list[Hole]:
-        wanted = [
-            hole
-            for hole in known.committed.holes
-            if hole.last - hole.first < self._policy.max_gap_ids
-            and now_s - known.seen[hole.first, hole.last] >= self._policy.grace_s
-        ]
+    def _wanted(self, known: Known, now_s: float) -> list[Hole]:
+        wanted = []
+        for hole in known.committed.holes:
+            seen_s = known.seen[hole.first, hole.last]
+            if hole.last - hole.first >= self._policy.max_gap_ids or now_s - seen_s < self._policy.grace_s:
+                continue
+            # Below an id that is ahead of its exchange lie ids that do not exist yet: they will come by themselves.
+            named = known.named if hole.space == known.committed.space else None
+            last = hole.last if named is None or named.asked_s < seen_s else min(hole.last, named.id)
+            if hole.first <= last:
+                wanted.append(replace(hole, last=last))
         return sorted([*wanted, *self._tail(known, now_s)], key=lambda hole: hole.first)
 
-    def _tail(self, known: _Known, now_s: float) -> list[Hole]:
+    def _tail(self, known: Known, now_s: float) -> list[Hole]:
         newest, view = known.pending, known.committed
         if newest is None or now_s - newest.asked_s < self._policy.grace_s:
             return []
-        above = _reached(known)
+        above = known.reached
         if above is None or not 0 < newest.id - above <= self._policy.max_gap_ids:
             return []
         return [Hole(above + 1, newest.id, view.head_us, None, view.space)]
 
-    def _prove(self, known: _Known) -> None:
-        head = _reached(known)
+    def _prove(self, known: Known) -> None:
+        head = known.reached
         for candidate in (known.pending, known.latest):
             if head is not None and candidate is not None and candidate.id <= head:
                 known.proven = candidate
@@ -303,7 +277,7 @@ class Planner:
             is_newer = known.latest is not None and known.latest.asked_s > known.proven.asked_s
             known.pending = known.latest if is_newer else None
 
-    def _release(self, stream: Stream, known: _Known, now_s: float) -> None:
+    def _release(self, stream: Stream, known: Known, now_s: float) -> None:
         """Let go of ids that a snapshot has decided; those missing all the same will be tried again, and counted."""
         done = [hold for hold in known.holds if hold.offset is not None and hold.offset <= known.committed.offset]
         late = {id(hold) for hold in [*done, *(hold for hold in known.holds if hold.until_s <= now_s)]}
@@ -317,10 +291,10 @@ class Planner:
                 self._count(known, hole.space, span, fetched=True)
                 fruitless.append(span)
         if fruitless:
-            known.holds.append(_Hold(fruitless, now_s + self._policy.retry_s))
+            known.holds.append(Hold(fruitless, now_s + self._policy.retry_s))
 
     def _absent(
-        self, known: _Known, stream: Stream, hole: Hole, spans: Sequence[Span], newest: int, reason: str
+        self, known: Known, stream: Stream, hole: Hole, spans: Sequence[Span], newest: int, reason: str
     ) -> list[GiveUp]:
         seals: list[GiveUp] = []
         for span in spans:
@@ -332,10 +306,10 @@ class Planner:
         return seals
 
     @staticmethod
-    def _count(known: _Known, space: str, span: Span, *, fetched: bool) -> list[tuple[Span, int]]:
+    def _count(known: Known, space: str, span: Span, *, fetched: bool) -> list[tuple[Span, int]]:
         """Note that ids did not come; return pieces of the span with how often that was so in a row."""
         pieces: list[tuple[Span, int]] = []
-        kept: list[_Absence] = []
+        kept: list[Absence] = []
         for absence in known.absences:
             if (absence.space, absence.fetched) != (space, fetched):
                 kept.append(absence)
@@ -343,11 +317,11 @@ class Planner:
             pieces += [(part, absence.times + 1) for part in intersect([absence.span], [span])]
             kept += [replace(absence, span=part) for part in subtract([absence.span], [span])]
         pieces += [(part, 1) for part in subtract([span], [part for part, _ in pieces])]
-        known.absences = kept + [_Absence(space, part, times, fetched) for part, times in pieces]
+        known.absences = kept + [Absence(space, part, times, fetched) for part, times in pieces]
         return pieces
 
     @staticmethod
-    def _absences_end(known: _Known, space: str, came: Sequence[Span]) -> None:
+    def _absences_end(known: Known, space: str, came: Sequence[Span]) -> None:
         if came and known.absences:
             known.absences = [
                 replace(absence, span=part)
@@ -358,21 +332,16 @@ class Planner:
             ]
 
     @staticmethod
-    def _forget_absences(known: _Known) -> None:
+    def _forget_absences(known: Known) -> None:
         """Forget about ids that are no longer missing."""
         if known.absences:
             missing = [(hole.first, hole.last) for hole in known.committed.holes]
             known.absences = [absence for absence in known.absences if intersect([absence.span], missing)]
 
-    def _all_holds(self) -> Iterator[tuple[Stream, _Hold]]:
+    def _all_holds(self) -> Iterator[tuple[Stream, Hold]]:
         for stream, known in self._streams.items():
             for hold in known.holds:
                 yield stream, hold
-
-
-def _reached(known: _Known) -> int | None:
-    """Return the id above which ids may be missing: of the highest row, or without any where we began to ask."""
-    return known.baseline if known.committed.head_id is None else known.committed.head_id
 
 
 def _seals(stream: Stream, hole: Hole, spans: Sequence[Span], reason: str) -> list[GiveUp]:
@@ -381,19 +350,3 @@ def _seals(stream: Stream, hole: Hole, spans: Sequence[Span], reason: str) -> li
         return []
     parts = intersect(spans, [(hole.first, hole.last)])
     return [GiveUp(stream, hole.space, low, high, reason) for low, high in parts]
-
-
-def _ages(spans: Sequence[Span], before: Mapping[Span, float], now_s: float) -> dict[Span, float]:
-    """Return when each span was first seen missing: what is left of an older one keeps its age."""
-    older = sorted(before)
-    ages: dict[Span, float] = {}
-    at = 0
-    for first, last in sorted(spans):
-        while at < len(older) and older[at][1] < first:
-            at += 1
-        place, seen = at, before.get((first, last), now_s)
-        while place < len(older) and older[place][0] <= last:
-            seen = min(seen, before[older[place]])
-            place += 1
-        ages[first, last] = seen
-    return ages

@@ -273,6 +273,25 @@ def test_ids_named_just_now_are_not_yet_overdue() -> None:
     assert list(plan.proofs(70.0)) == [(BTC, first, second)]
 
 
+def test_newest_ids_of_an_older_numbering_are_forgotten() -> None:
+    """Ids 21 to 5,000 of the new numbering do not exist; asking for them would take all the weight there is."""
+    plan = planner()
+    plan.observe({BTC: Committed((), 4_000, 4_000)}, 0.0)
+    plan.newest(BTC, Newest(5_000, 1, 1.0))
+    plan.observe({BTC: Committed((), 20, 5_000, "#2")}, 2.0)
+    assert plan.next(100.0, 4) == []
+    plan.newest(BTC, Newest(22, 2, 101.0))
+    assert spans(plan.next(111.0, 4)) == [(21, 22)]
+
+
+def test_ids_that_do_not_exist_yet_are_not_asked_for() -> None:
+    """A row with an id far ahead leaves a gap that only time can fill."""
+    plan = planner()
+    plan.observe({BTC: Committed((hole(21, 90_000),), 90_001, 0)}, 0.0)
+    plan.newest(BTC, Newest(25, 1, 1.0))
+    assert spans(plan.next(11.0, 4)) == [(21, 25)]
+
+
 def test_above_the_newest_row_any_time_is_possible() -> None:
     plan = planner()
     plan.observe({BTC: Committed((), 20, 20_000, offset=1)}, 0.0)
