@@ -166,6 +166,7 @@ class TableUpkeep:
 
     def _expire(self, table: Table, report: UpkeepReport) -> UpkeepReport:
         upkeep = self._settings.lake.upkeep
+        lost: Exception | None = None
         for _ in range(COMMIT_ATTEMPTS):
             table.refresh()
             now = datetime.fromtimestamp(self._clock.now_us() / 1_000_000, UTC)
@@ -178,8 +179,9 @@ class TableUpkeep:
             self._faults("expiry")
             try:
                 _Change(table, plan).commit()
-            except CommitFailedException:
-                continue  # the writer was faster: look anew
+            except (CommitFailedException, ValueError) as error:
+                lost = error  # the writer was faster, or another upkeep (pyiceberg: a snapshot does not exist)
+                continue
             self._faults("expired")
             metrics.SNAPSHOTS_EXPIRED.labels(self._name).inc(len(going))
             still = self._names(table)
@@ -187,7 +189,7 @@ class TableUpkeep:
             deleted = self._delete(table, unnamed, "mid_delete")
             log.info("upkeep", table=self._name, tagged=plan.tag, expired=len(going), files_deleted=deleted)
             return replace(report, tagged=plan.tag, snapshots_expired=len(going), files_deleted=deleted)
-        raise CatalogUnavailable(f"upkeep of {self._name}: lost {COMMIT_ATTEMPTS} races in a row")
+        raise CatalogUnavailable(f"upkeep of {self._name}: lost {COMMIT_ATTEMPTS} races in a row: {lost}")
 
     def _names(self, table: Table, snapshots: Collection[Snapshot] | None = None) -> dict[str, str]:
         """Return location -> kind of what snapshots (None: all) name: manifest lists, manifests, ledger files."""

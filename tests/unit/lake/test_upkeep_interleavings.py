@@ -62,6 +62,7 @@ class Story:
         self.query: tuple[Table, int, int] | None = None
         self.upkeeps: dict[str, TableUpkeep] = {}
         self.faults: dict[str, Callable[[str], None]] = {}
+        self.interrupted = ""
 
     def run(self, action: str, value: Any, point: str) -> None:
         if action == "append":
@@ -90,7 +91,12 @@ class Story:
         elif action in {"append during", "look during"}:
             other = UPKEEPS[1 - UPKEEPS.index(value)]
             meanwhile = self.append if action == "append during" else (lambda: self.look(other))
-            self.at(value, once(point, meanwhile))
+
+            def interrupt() -> None:
+                self.interrupted = point
+                meanwhile()
+
+            self.at(value, once(point, interrupt))
             self.look(value)
             self.faults.pop(value, None)
 
@@ -231,11 +237,13 @@ def test_what_happens_at_each_point_of_an_upkeep_is_kept(point: str, tmp_path: P
     told = Story(tmp_path)
     try:
         told.run("append", 4, "")
-        for _ in range(2):
+        told.look("first")
+        for action in ("append during", "look during"):
             told.run("hour", 0, "")
             told.run("append", 3, "")
-            told.run("append during", "first", point)
-            told.run("look during", "first", point)
+            told.run(action, "first", point)
+            assert told.interrupted == point, "nothing was under way: the test would prove nothing"
+            told.interrupted = ""
         check(told)
     finally:
         told.close()
