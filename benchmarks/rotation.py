@@ -4,7 +4,7 @@ python -m benchmarks.rotation [--quick]
 
 This process is the feed, with its real overlap; the exchange, the broker and the reader that measures are processes of
 their own. Fresh: from a trade's own time to the moment that a consumer has read it; of a trade that came twice, the
-first copy counts. Rotating: from the order until the old connection is closed.
+first copy counts. Rotating: from the order until the new connection has taken over.
 """
 
 from __future__ import annotations
