@@ -10,7 +10,7 @@ from typing import Any
 
 from actors import edge
 from actors.names import ActorName
-from k2ray.errors import IncompatibleSchema, OperatorNeeded, RegistryUnavailable, SupervisorUnavailable
+from k2ray.errors import OperatorNeeded, RegistryUnavailable, SupervisorUnavailable
 from k2ray.log.topics import table_topics
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
@@ -52,9 +52,9 @@ class SerializerSchemas:
             if self._handle is None:
                 self._handle = self._find()
             return edge.ask(self._handle, method, *arguments, timeout_s=ANSWER_TIMEOUT_S)
-        except SupervisorUnavailable as error:
+        except (SupervisorUnavailable, *edge.RAY_ERRORS) as error:
             self._handle = None
-            raise RegistryUnavailable(f"the serializer: {error}") from error
+            raise RegistryUnavailable(f"the serializer: {edge.first_line(error)}") from error
 
     def _find(self) -> Any:
         living = [name for name in edge.list_children(self._namespace) if name.logical == SERIALIZER]
@@ -92,7 +92,7 @@ async def keep_learning(encoder: RowEncoder, settings: Settings) -> None:
                 await asyncio.to_thread(encoder.learn, topic, table)
             except RegistryUnavailable as error:
                 reason = str(error)
-            except (IncompatibleSchema, OperatorNeeded) as error:
+            except OperatorNeeded as error:
                 reason, pause_s = str(error), REFUSED_RETRY_S
             else:
                 del wanted[topic]

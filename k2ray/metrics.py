@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 LABELS = {
     "actor": "Logical name, without the generation: `feed:binance:0`, `writer:trades`.",
-    "cache": "`readers`, `ids`, `registry`.",
+    "cache": "`readers`, `ids`; the serializer's: `registry`, `registry_ids`.",
     "cause": "Why something was put aside: `malformed`, `unknown`, `out_of_range`, `refused`.",
     "channel": "`trades`, `quotes`, as in the settings.",
     "client": "Logical name of the actor whose Kafka client it is.",
