@@ -1,18 +1,18 @@
 """A table of 20,000 commits beside a fresh one: commit, planning, metadata and files, alone and under 20,000 trades/s.
 
-python -m benchmarks.months [--quick] [--commits 20000] [--folder DIR]
+python -m benchmarks.months [--quick] [--commits 20000] [--folder DIR]      (DIR: its `aged` is gone on with, and kept)
 
 History is made by the writer's own staging, ledger and commit, and by the real upkeep, in turns, on a clock that runs
-5 s a commit: 720 commits an hour, a look every 30 s, so hours and days close and are compacted as they would. Then both
-tables live through one more hour and are measured at the same points of it (small files gather until an hour is over,
-in a fresh table too), and at last each takes 20,000 trades/s from a `TableWriter` that commits every second, with
-upkeep in a process beside it. Results of part of the way are written too: a long run may be ended at any time.
+5 s a commit: 720 commits an hour, a look every 30 s, so hours and days close and are compacted as they would. Then it
+and a fresh table live through one hour in turns, commit by commit, so that what else the machine does meets both, and
+are measured at the same points of it (small files gather until an hour is over, in a fresh table too). At last each
+takes 20,000 trades/s from a `TableWriter` that commits every second, with upkeep in a process beside it. Results of
+part of the way are written too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -28,13 +28,12 @@ from k2ray.clock import ManualClock, SystemClock
 from k2ray.lake.catalog import ensure_table, load_table, open_catalog
 from k2ray.lake.commit import Append, commit_append
 from k2ray.lake.durable import local_path
-from k2ray.lake.ledger_file import dump_ledger
+from k2ray.lake.ledger_file import dump_ledger, load_ledger
 from k2ray.lake.progress import Offset, committed_progress
 from k2ray.lake.stage import Origin, concat_rows, ledger_location, stage
 from k2ray.lake.upkeep import TableUpkeep
 from k2ray.lake.writer import TableWriter
 from k2ray.layout import DataDir
-from k2ray.ledger import Ledger
 from k2ray.query.files import Snapshots
 from k2ray.query.heads import Heads
 from k2ray.query.plan import prune
@@ -77,9 +76,13 @@ class History:
         self.catalog = open_catalog(self.settings, DataDir(folder))
         self.table = ensure_table(self.catalog, self.settings, "trades", {TRADES_TOPIC: 1})
         self.upkeep = TableUpkeep(self.settings, DataDir(folder), "trades", clock=self.clock)
-        self.ledger = Ledger()
-        self.commits = 0
+        progress = committed_progress(self.table.metadata)
+        assert progress is not None
+        self.ledger = load_ledger(self.table.io, progress, "trades")
+        self.commits = progress.offset(KEY).next
+        self.clock.advance(self.commits * COMMIT_S)
         self.commit_s: list[float] = []
+        self.cpu_s: list[float] = []
         self.upkeep_s: list[float] = []
 
     def commit(self) -> None:
@@ -96,9 +99,10 @@ class History:
             stream.write(dump_ledger(self.ledger, end, {TRADES_TOPIC: "id-0"}))
         topics = {TRADES_TOPIC: "id-0"}
         append = Append(tuple(files), {KEY: Offset(at)}, end, location, "cluster-1", topics)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         commit_append(self.table, append)
         self.commit_s.append(time.perf_counter() - start)
+        self.cpu_s.append(time.process_time() - cpu)
         self.commits += 1
         self.clock.advance(COMMIT_S)
         if self.commits % LOOK_EVERY == 0:
@@ -118,6 +122,7 @@ class History:
         return {
             "commit_ms": round(1000 * mean(self.commit_s[-WINDOW:]), 1),
             "commit_p50_ms": round(1000 * median(self.commit_s[-WINDOW:]), 1),
+            "commit_cpu_ms": round(1000 * mean(self.cpu_s[-WINDOW:]), 1),
             **planning(self.settings, self.clock.now_us()),
             "metadata_kb": metadata.stat().st_size // 1024,
             "snapshots": len(table.metadata.snapshots),
@@ -211,13 +216,15 @@ def look_after(settings: Settings, seconds: float) -> None:
     upkeep.close()
 
 
-def one_hour(history: History) -> Measured:
-    """Live through an hour; return what was measured at its points."""
-    found = []
+def one_hour(*tables: History) -> list[Measured]:
+    """Let tables live through an hour in turns; return what was measured of each at its points."""
+    found: list[Measured] = [[] for _ in tables]
     for number in range(1, HOUR_COMMITS + 1):
-        history.commit()
+        for table in tables:
+            table.commit()
         if number in POINTS:
-            found.append(history.measure())
+            for table, measured in zip(tables, found, strict=True):
+                measured.append(table.measure())
     return found
 
 
@@ -231,20 +238,24 @@ def main() -> None:
     if chosen.upkeep:
         look_after(Settings.from_json(chosen.upkeep[0]), float(chosen.upkeep[1]))
         return
-    hours = 2 if chosen.quick else -(-chosen.commits // HOUR_COMMITS)
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        fresh, aged = History(Path(folder) / "fresh"), History(Path(folder) / "aged")
-        new = one_hour(fresh)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        aged = History(folder / "aged")
         began = time.monotonic()
-        for _ in range(hours):
-            old = one_hour(aged)
-            print(f"{aged.commits} commits, {time.monotonic() - began:.0f} s", json.dumps(old[-1]), flush=True)
-            if aged.commits in MILESTONES:
-                write(new, old, aged.commits, None)
-        old = one_hour(aged)
-        seconds = 10 if chosen.quick else 60
-        write(new, old, aged.commits, (live(fresh, seconds), live(aged, seconds)))
-        fresh.close()
+        ends = [commits for commits in MILESTONES if aged.commits < commits < chosen.commits] + [chosen.commits]
+        for end in [2 * HOUR_COMMITS] if chosen.quick else ends:
+            while aged.commits < end or aged.commits % HOUR_COMMITS:
+                aged.commit()
+                if aged.commits % HOUR_COMMITS == 0:
+                    print(f"{aged.commits} commits, {time.monotonic() - began:.0f} s", aged.measure(), flush=True)
+            fresh = History(Path(temporary) / f"fresh-{end}")
+            new, old = one_hour(fresh, aged)
+            lives = None
+            if end == ends[-1] or chosen.quick:
+                seconds = 10 if chosen.quick else 60
+                lives = live(fresh, seconds), live(aged, seconds)
+            write(new, old, aged.commits, lives)
+            fresh.close()
         aged.close()
 
 
