@@ -159,6 +159,7 @@ class Supervisor:
         if self._reconciler is None:
             raise BadInput("nothing is wanted yet")
         generation = self._reconciler.replace(logical, reason, self._clock.monotonic_s(), release=release)
+        self._remember()  # before anybody is told: whoever follows a killed supervisor knows that it was begun
         self._log.info("replace", child=logical, reason=reason, release=release, generation=generation)
         return {"generation": generation}
 
