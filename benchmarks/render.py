@@ -19,6 +19,7 @@ ORDER = (
     "drain",
     "stage_commit",
     "commit_history",
+    "months",
     "query",
     "backfill",
     "avro_codec",
