@@ -129,10 +129,7 @@ class Permits:
     def __init__(self, namespace: str, settings: Settings) -> None:
         self._namespace = namespace
         self._handle: Any = None
-        self._reserves = {
-            name: fallback(exchange, {"connects": exchange.connections * exchange.redundancy, "weight": 1})
-            for name, exchange in settings.exchanges.enabled().items()
-        }
+        self._reserves = {name: fallback(exchange) for name, exchange in settings.exchanges.enabled().items()}
 
     async def permit(self, exchange: str, resource: str, amount: int = 1, *, deadline_s: float | None = None) -> None:
         """Wait until `amount` is granted; cancelling is safe.
@@ -163,7 +160,9 @@ class Permits:
         try:
             return float(await self._call("permit", exchange, resource, amount))
         except SupervisorUnavailable as error:
-            wait_s = self._reserves[exchange].take(resource, amount, time.monotonic())
+            reserve = self._reserves[exchange]
+            enough = amount <= reserve.most(resource)
+            wait_s = reserve.take(resource, amount, time.monotonic()) if enough else LONGEST_PAUSE_S
             _log.info("permit_from_reserve", exchange=exchange, resource=resource, wait_s=wait_s, reason=str(error))
             return wait_s
 

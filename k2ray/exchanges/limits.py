@@ -19,7 +19,7 @@ from k2ray.errors import BadInput
 from k2ray.settings import ExchangeSettings
 
 SHARED_PART = 0.8
-"""What all together may use of a limit; the rest is for those that cannot reach the supervisor."""
+"""What all together may use of a limit, or less; the rest is for those that cannot reach the supervisor."""
 
 UNDER_WAY_S = 15.0
 """How much later the exchange may count what we counted: a connect takes up to its timeout, and is tried once."""
@@ -112,6 +112,10 @@ class Budgets:
         """The names of what is counted."""
         return tuple(self._windows)
 
+    def most(self, resource: str) -> int:
+        """Return the most that can ever be granted at once."""
+        return self._window(resource, float("-inf")).limit.amount
+
     def describe(self, now_s: float) -> dict[str, dict[str, float]]:
         """Return resource -> `left`, `limit`, `banned_s` (0 if not), for status and metrics."""
         return {
@@ -162,11 +166,25 @@ class Budgets:
         return window
 
 
-def _limits(settings: ExchangeSettings) -> dict[str, Limit]:
-    limits = settings.limits
+def _parties(settings: ExchangeSettings) -> dict[str, int]:
+    """Return how many processes take of each resource: every feed of both, the backfill of the weight."""
+    feeds = settings.connections * settings.redundancy
+    return {"connects": feeds, "weight": feeds + 1}
+
+
+def _limits(settings: ExchangeSettings) -> dict[str, tuple[Limit, int]]:
+    """Return each limit, in our longer window, and how much of it is the reserve: a fifth, or one for each process."""
+    limits, parties = settings.limits, _parties(settings)
+    known = {
+        "connects": Limit(limits.connects, limits.connects_window_s + UNDER_WAY_S),
+        "weight": Limit(limits.weight, limits.weight_window_s + UNDER_WAY_S),
+    }
     return {
-        "connects": Limit(limits.connects, limits.connects_window_s),
-        "weight": Limit(limits.weight, limits.weight_window_s),
+        resource: (
+            limit,
+            min(limit.amount // 2, max(limit.amount - int(limit.amount * SHARED_PART), parties[resource])),
+        )
+        for resource, limit in known.items()
     }
 
 
@@ -174,24 +192,18 @@ def shared_budgets(settings: ExchangeSettings) -> Budgets:
     """Return the budgets that all processes of one address share."""
     return Budgets(
         {
-            resource: Limit(int(limit.amount * SHARED_PART), limit.window_s + UNDER_WAY_S)
-            for resource, limit in _limits(settings).items()
+            resource: Limit(limit.amount - reserve, limit.window_s)
+            for resource, (limit, reserve) in _limits(settings).items()
         }
     )
 
 
-def fallback(settings: ExchangeSettings, parties: Mapping[str, int]) -> Budgets:
-    """Return what one process may take by itself while nobody can be asked: its part of the reserve.
-
-    Args:
-        settings: Of the exchange.
-        parties: Resource -> how many processes take of it. Where the reserve is less than one for each, each gets one,
-            in a window that is longer in the same measure.
-    """
-    found = {}
-    for resource, limit in _limits(settings).items():
-        reserve = limit.amount - int(limit.amount * SHARED_PART)
-        part = reserve / max(1, parties.get(resource, 1))
-        window_s = limit.window_s + UNDER_WAY_S
-        found[resource] = Limit(max(1, int(part)), window_s / min(part, 1.0))
-    return Budgets(found)
+def fallback(settings: ExchangeSettings) -> Budgets:
+    """Return what one process may take by itself while nobody can be asked: its part of the reserve, which may be 0."""
+    parties = _parties(settings)
+    return Budgets(
+        {
+            resource: Limit(reserve // parties[resource], limit.window_s)
+            for resource, (limit, reserve) in _limits(settings).items()
+        }
+    )

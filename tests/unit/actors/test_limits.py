@@ -147,6 +147,17 @@ async def test_without_a_supervisor_the_reserve_is_used_and_no_more(
     assert await feeds[0].ask("binance", "connects") == 0.0, "it is back"
 
 
+async def test_where_the_reserve_is_too_small_one_waits_for_the_supervisor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    supervisor = Away(monkeypatch, tmp_path)
+    supervisor.away = True
+    permits = Permits("here", settings_with(feeds=4))
+    assert await permits.ask("binance", "weight", 20) > 0, "a hundred, a fifth in reserve, five processes"
+    supervisor.away = False
+    assert await permits.ask("binance", "weight", 20) == 0.0
+
+
 async def test_a_supervisor_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("actors.limits.ANSWER_TIMEOUT_S", 0.05)
     Away(monkeypatch, tmp_path).hangs = True

@@ -126,16 +126,24 @@ def test_shared_and_reserve_together_stay_below_the_exchanges_limit(
     connects: int, feeds: int, asks: list[tuple[float, int]]
 ) -> None:
     """A supervisor that is away for a while: every feed takes from its own reserve meanwhile."""
-    settings = Binance(limits=ExchangeLimits(connects=connects, connects_window_s=300))
+    settings = Binance(limits=ExchangeLimits(connects=connects, connects_window_s=300), connections=feeds)
     shared = shared_budgets(settings)
-    reserves = [fallback(settings, {"connects": feeds}) for _ in range(feeds)]
+    reserves = [fallback(settings) for _ in range(feeds)]
     now_s, granted = 0.0, []
     for pause_s, who in asks:
         now_s += pause_s
         budgets = shared if who % 2 else reserves[who % feeds]
-        if budgets.take("connects", 1, now_s) == 0.0:
+        if budgets.most("connects") and budgets.take("connects", 1, now_s) == 0.0:
             granted.append((now_s, 1))
     assert worst_window(granted, 300) <= connects
+
+
+@pytest.mark.parametrize(("connects", "feeds", "each"), [(300, 1, 60), (300, 100, 1), (300, 150, 1), (300, 200, 0)])
+def test_the_reserve_is_one_connect_for_each_feed_where_the_limit_is_twice_as_many(
+    connects: int, feeds: int, each: int
+) -> None:
+    settings = Binance(limits=ExchangeLimits(connects=connects), connections=feeds)
+    assert fallback(settings).most("connects") == each
 
 
 def test_the_window_is_longer_than_the_exchanges_by_what_a_connect_takes() -> None:

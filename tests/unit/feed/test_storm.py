@@ -30,9 +30,9 @@ class Address:
 
     def __init__(self, seed: int, *, limited: bool = True, away: bool = False) -> None:
         self.chance = random.Random(seed)
-        settings = Binance(limits=ExchangeLimits())
+        settings = Binance(limits=ExchangeLimits(), connections=FEEDS)
         self.shared = shared_budgets(settings)
-        self.reserves = [fallback(settings, {"connects": FEEDS}) for _ in range(FEEDS)]
+        self.reserves = [fallback(settings) for _ in range(FEEDS)]
         self.limited, self.away = limited, away
         self.feeds = [Rotation(Feed(), self.chance.uniform, Habits()) for _ in range(FEEDS)]
         self.up: list[set[int]] = [set() for _ in range(FEEDS)]
