@@ -20,6 +20,7 @@ ORDER = (
     "stage_commit",
     "commit_history",
     "months",
+    "compaction",
     "query",
     "backfill",
     "avro_codec",

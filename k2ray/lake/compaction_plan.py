@@ -23,6 +23,9 @@ DAY_US = 24 * HOUR_US
 MAX_FILES = 2_000
 """Files of one job: what its commit lists and its verification reads stays bounded."""
 
+MAX_ROWS = 20_000_000
+"""Rows of one job, however well they compress: the merge holds a row group of each file of 100,000 rows or more."""
+
 OVERSHOOT = 1.25
 """A job may exceed the target by this much before it is cut; else a last small file would be left over each time."""
 
@@ -127,11 +130,13 @@ def _worth_joining(group: Sequence[LiveFile]) -> list[LiveFile]:
 
 def _runs(files: Sequence[LiveFile], target: int) -> Iterable[list[LiveFile]]:
     run: list[LiveFile] = []
-    size = 0
+    size = rows = 0
     for file in files:
-        if run and (size >= target or size + file.bytes > target * OVERSHOOT or len(run) >= MAX_FILES):
+        too_large = size >= target or size + file.bytes > target * OVERSHOOT
+        if run and (too_large or len(run) >= MAX_FILES or rows + file.rows > MAX_ROWS):
             yield run
-            run, size = [], 0
+            run, size, rows = [], 0, 0
         run.append(file)
         size += file.bytes
+        rows += file.rows
     yield run
