@@ -5,6 +5,8 @@ Quotes carry no time of the exchange: their `timestamp` is when they came, and s
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pyiceberg.table import Table
 from k2ray.lake.catalog import load_table, open_catalog
 from k2ray.lake.writer import TableWriter
 from k2ray.layout import DataDir
+from k2ray.settings import Settings
 from k2ray.sim.audit import data_files
 from tests.support.feed_world import STREAM_OF, FeedWorld
 from tests.support.ids import compare_ids
@@ -39,19 +42,30 @@ class SteppedClock:
         return time.monotonic()
 
 
-def stored(world: FeedWorld, folder: Path, clock: SteppedClock, table_name: str) -> Table:
-    """Write all that Kafka holds, as the writer actor does, while the clock steps between its commits."""
-    settings = world.settings.model_copy(update={"data_dir": folder})
-    layout = DataDir(folder)
-    for step_s in (0, HOUR_S, -HOUR_S):
-        clock.step_s = step_s
-        writer = TableWriter(settings, layout, table_name, world.broker.bootstrap, clock=clock)
-        try:
-            assert writer.drain(60)
-        finally:
-            writer.close()
+class RestlessClock(SteppedClock):
+    """Each look at the wall clock finds it set by an hour, to and fro."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = itertools.cycle((0, HOUR_S, -HOUR_S))
+
+    def now_us(self) -> int:
+        self.step_s = next(self._steps)
+        return super().now_us()
+
+
+def stored(world: FeedWorld, folder: Path, table_name: str) -> Table:
+    """Write all that Kafka holds in many commits, as the writer actor does, while its clock is never the same twice."""
+    wanted = json.loads(world.settings.to_json()) | {"data_dir": str(folder), "lake": {"commit": {"max_rows": 300}}}
+    settings, layout = Settings.from_json(json.dumps(wanted)), DataDir(folder)
+    writer = TableWriter(settings, layout, table_name, world.broker.bootstrap, clock=RestlessClock())
+    try:
+        assert writer.drain(60)
+    finally:
+        writer.close()
     table = load_table(open_catalog(settings, layout), settings, table_name)
     assert table is not None
+    assert len(table.metadata.snapshots) > 2
     return table
 
 
@@ -69,7 +83,7 @@ async def test_the_hosts_clock_stepped_by_an_hour_both_ways(broker: TestBroker, 
         sim.stop()
         assert sim.truth is not None
         for channel in ("trades", "quotes"):
-            table = stored(world, tmp_path / "lake", clock, channel)
+            table = stored(world, tmp_path / "lake", channel)
             # The feed was drained before the exchange stopped: what came after its last row was not for it.
             found = compare_ids(sim.truth, table, STREAM_OF[channel], to_the_end=False)
             assert (found.missing, found.doubled, found.invented) == (0, 0, 0), found
