@@ -99,7 +99,8 @@ class TableWriter:
         self._letters: DeadLetters | None = None
         self._catalog = catalog
         self._owns_catalog = catalog is None
-        self._schemas = schemas or Schemas(LazyRegistry(settings, bootstrap), settings.wire.cache_size)
+        self._registry = LazyRegistry(settings, bootstrap)
+        self._schemas = schemas or Schemas(self._registry, settings.wire.cache_size)
         self._unread: list[Fetched] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"commit-{table_name}")
         self._world: World | None = None
@@ -204,6 +205,7 @@ class TableWriter:
         """Leave without committing: what is pending is still in Kafka. A running commit is waited for."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
+        self._registry.close()
         if self._letters is not None:
             self._letters.close(CLOSE_TIMEOUT_S)
         if self._catalog is not None and self._owns_catalog:

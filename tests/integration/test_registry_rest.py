@@ -176,4 +176,5 @@ def test_confluents_own_serializer_and_deserializer_understand_ours(road: Road, 
     ]
     road.producer.publish_each(road.topic, 0, theirs)
     assert road.producer.flush(20)
+    client.__exit__(None, None, None)
     assert road.store() == [1, 2, 3, 10, 11, 12]
