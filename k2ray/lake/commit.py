@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
@@ -182,7 +182,8 @@ def commit_append(table: Table, append: Append, *, look_first: bool = False, fau
     try:
         attempt = _FencedAppend(table, append, faults)
         attempt.land()
-    except (WorldMoved, CommitFailedException, *AWAY) as error:
+    except (WorldMoved, CommitFailedException, ValidationException, *AWAY) as error:
+        # Validation: it slept so long that the snapshot which it began on has expired; the next call meets the fence.
         log.warning("a commit did not go through, looking whether it landed", table=table.name(), error=repr(error))
         found = _look(table, append)
         if found:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, ValidationException
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
@@ -172,10 +172,11 @@ def commit_replace(
     try:
         attempt = FencedReplace(table, replaced, added, written_us, clock, faults)
         attempt.land()
-    except CommitFailedException as error:
+    except (CommitFailedException, ValidationException) as error:
+        # Validation: it slept so long that the snapshot which it began on has expired.
         _refresh(table)
         if table.metadata.snapshot_by_id(attempt.snapshot_id) is None:
-            raise GaveWay(f"appends won every attempt: {error}") from error
+            raise GaveWay(f"others won every attempt: {error}") from error
     except AWAY as error:
         raise unavailable(f"{table.name()}: a compaction did not land", error) from error
     return attempt.snapshot_id

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pyiceberg.table import Table
 
+from k2ray.errors import TryAgain
 from k2ray.lake.durable import local_path
 from tests.support.compaction import HOUR_S, clock_after, commit_small, data_files, upkeep_settings
 from tests.support.lake import NOON_US, open_table, stored_ids
@@ -48,7 +49,11 @@ class BusyWriter:
     def _work(self) -> None:
         while not self._stop.is_set():
             began_s = time.monotonic()
-            commit_small(self._table, 1, ROWS, at_us=NOON_US + 3 * HOUR_S * 1_000_000)
+            try:
+                commit_small(self._table, 1, ROWS, at_us=NOON_US + 3 * HOUR_S * 1_000_000)
+            except (TryAgain, FileNotFoundError):
+                self._table.refresh()  # only two snapshots are kept here: the one it began on may be gone
+                continue
             self.commits += 1
             # In production it commits every 5 s; one that always commits would win every race.
             time.sleep(10 * (time.monotonic() - began_s))
