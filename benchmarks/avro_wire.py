@@ -1,8 +1,8 @@
 """Avro, one record a trade, beside Arrow: codec alone, the writer's drain, and everything from socket to table.
 
 `python -m benchmarks.avro_wire [--quick]`. Each is the median of three runs, the two codecs in turns, so that both meet
-the same machine. Drain: a full topic to committed rows by one `TableWriter` in a process of its own. Socket to table: the
-whole system (`benchmarks/end_to_end.py`) at one rate, its ids compared with what the exchange sent.
+the same machine. Drain: a full topic to committed rows by one `TableWriter` in a process of its own. Socket to table:
+the whole system (`benchmarks/end_to_end.py`) at one rate, its ids compared with what the exchange sent.
 """
 
 from __future__ import annotations
