@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._messages = SlidingWindow(server.limits.messages_per_s, MESSAGES_WINDOW_S)
         self._opened_at = time.monotonic()
         self._notified = False
+        self._ended = False
 
     # -- what the exchange calls
 
@@ -124,6 +125,13 @@ class Connection(asyncio.Protocol):
         self.close(code, reason)
         asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
 
+    def _cut(self, counter: str, code: int, reason: str) -> None:
+        """End a connection that broke a limit, and count it once: it may go on breaking it until it is gone."""
+        if not self._ended:
+            self._ended = True
+            self._server.counters[counter] += 1
+            self.end(code, reason)
+
     def announce_shutdown(self) -> None:
         """Tell the client that this server is about to go."""
         self._notified = True
@@ -176,8 +184,7 @@ class Connection(asyncio.Protocol):
         limits = self._server.limits
         left = limits.lifetime_s - (now - self._opened_at)
         if left <= 0:
-            self._server.counters["lifetime_cuts"] += 1
-            self.end(1001, "a connection lives 24 hours")
+            self._cut("lifetime_cuts", 1001, "a connection lives 24 hours")
             return
         if limits.shutdown_notice_s and left <= limits.shutdown_notice_s and not self._notified:
             self.announce_shutdown()
@@ -340,8 +347,7 @@ class Connection(asyncio.Protocol):
             # A pong that answers our ping is ours to ask for; everything else counts against the client.
             answers = event.opcode is Opcode.PONG and self._pong_due is not None
             if not answers and event.opcode is not Opcode.CLOSE and not self._messages.take(time.monotonic()):
-                counters["message_limit_cuts"] += 1
-                self.end(1008, "Too many requests")
+                self._cut("message_limit_cuts", 1008, "Too many requests")
                 return
             if event.opcode is Opcode.PONG:
                 self._pong_due = None
