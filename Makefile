@@ -36,8 +36,8 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports --no-logo
 
-test: lint ## Everything that CI runs: lint, unit, integration on real components, five chaos cases
-	@echo "==> unit, integration and five chaos cases"
+test: lint ## Everything that CI runs: lint, unit, integration on real components, the quick chaos cases
+	@echo "==> unit, integration and the quick chaos cases"
 	@$(PYTEST) -m 'not chaos_full' $(SPREAD)
 
 unit: $(STAMP) ## Only the tests that need no socket and no Ray

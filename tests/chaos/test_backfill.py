@@ -76,7 +76,7 @@ def test_a_reconnect_had_no_backfill(arena: Arena) -> None:
     assert complete(arena).in_kafka > 0
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos_full
 def test_a_killed_feeds_gap_is_filled_and_recorded(arena: Arena) -> None:
     victim = arena.running(FEED)
     os.kill(victim["pid"], signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_a_killed_feeds_gap_is_filled_and_recorded(arena: Arena) -> None:
     assert len({row["event_id"] for row in rows}) == len(rows)
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos_full
 def test_ids_that_the_exchange_skipped_on_the_stream_are_fetched(arena: Arena) -> None:
     before = detail(arena)["rows"]
     arena.sim.fault("id_gap", count=20, symbol="ETHUSDT")

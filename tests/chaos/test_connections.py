@@ -81,7 +81,7 @@ def test_both_copies_of_a_feed_killed_in_turn_lose_nothing(arena: Arena) -> None
     nothing_is_missing(arena)
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos_full
 def test_rotations_by_order_and_by_notice_lose_nothing_and_a_new_supervisor_counts_on(arena: Arena) -> None:
     order_rotation(arena, FIRST)
     arena.sim.fault("server_shutdown", seconds=20)

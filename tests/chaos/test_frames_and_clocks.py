@@ -138,7 +138,7 @@ def test_one_bad_frame_took_its_neighbours_with_it(arena: Arena) -> None:
     assert arena.actor(FEED)["restarts"] == 0, "no frame kills a feed"
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos_full
 def test_duplicates_reordered_frames_and_gaps_of_ids_leave_no_trace(arena: Arena) -> None:
     for fault, count in (("duplicate", 20), ("reorder", 15), ("id_gap", 25)):
         arena.sim.fault(fault, count=count, symbol="ETHUSDT")
@@ -175,7 +175,7 @@ def test_the_exchanges_clock_stepped_by_an_hour_both_ways(arena: Arena) -> None:
     assert behind > RATE / 2, "an hour behind"
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos_full
 def test_restarted_ids_are_another_numbering_and_lose_nothing(arena: Arena) -> None:
     """Trap 4: a reset rule that nothing could reach."""
     before = spaces(trades(arena))

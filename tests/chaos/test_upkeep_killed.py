@@ -29,7 +29,7 @@ POINTS = {
     "compaction_commit": True,
     "compaction_done": False,
     "expiry": False,
-    "expired": True,
+    "expired": False,
     "mid_delete": False,
     "mid_sweep": False,
 }
