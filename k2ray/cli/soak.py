@@ -181,9 +181,10 @@ class _Watch:
                     self._sample(client)
                     if self._why != "interrupted":
                         return
-                while incidents and passed >= incidents[0][0]:
+                # Amid a rotation a notice changes nothing: the new connection is on its way already.
+                while incidents and passed >= incidents[0][0] and not self._rotates():
                     self._let_happen(incidents.pop(0)[1])
-                due = [wish.seconds, next_sample, *(at for at, _ in incidents[:1])]
+                due = [wish.seconds, next_sample, *(max(at, passed + 0.2) for at, _ in incidents[:1])]
                 time.sleep(max(0.0, min(min(due) - (time.monotonic() - begun), 1.0)))
             self._sample(client)
             self._until_s = self._since_s + wish.seconds
@@ -209,10 +210,14 @@ class _Watch:
         actors = ", ".join(f"{a.name} {(a.rss_bytes or 0) / 1e6:.0f} MB" for a in sample.actors)
         console.print(f"{passed:7.0f} s  {actors}; {sample.gap_ids} ids missing", highlight=False)
 
+    def _rotates(self) -> bool:
+        enabled = self._settings.exchanges.enabled().values()
+        wanted = sum(exchange.connections * exchange.redundancy for exchange in enabled)
+        return len(self._sim.state()["connections"]) > wanted
+
     def _let_happen(self, incident: str) -> None:
         numbers = [int(number) for number in self._sim.state()["connections"]]
         console.print(f"the exchange: {incident}", highlight=False)
-        # The newest: it stays longest if nothing happens, and during a rotation the old one goes anyway.
         if numbers and incident == "shutdown notice":
             self._sim.fault("server_shutdown", connection=max(numbers))
         elif numbers:
