@@ -62,6 +62,7 @@ def session(**config: Any) -> Any:
 def test_a_whole_session_fails_on_a_metric_that_nothing_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 27: consumer-lag metrics were never set."""
     monkeypatch.setattr(moved, "is_whole", lambda _config: True)
+    monkeypatch.setenv("K2TEST_UNMOVED", "fail")
     ended = session()
     moved.MetricWatch().pytest_sessionfinish(ended, pytest.ExitCode.OK)
     assert ended.exitstatus == pytest.ExitCode.TESTS_FAILED
