@@ -4,7 +4,8 @@ Changes of values in the process itself are seen as they are made, also those th
 Metrics of other processes count where a test reads a real system's `/metrics`: every sample that is not zero there has
 moved. `note_text` takes that in.
 A session is whole if it runs everything that `make test` runs; only then can one say that nothing moves a metric, and
-such a session says so, and fails on it under K2TEST_UNMOVED=fail (trap 27: consumer-lag metrics were never set; alerts on such a metric are silent for ever).
+such a session says so; under K2TEST_UNMOVED=fail it fails (trap 27: consumer-lag metrics were never set; alerts on such
+a metric are silent for ever).
 With several workers (pytest-xdist) each tells the first process what moved in it.
 """
 
