@@ -35,8 +35,11 @@ from k2ray.soak.verdict import EXIT_STATUS, Compared, Plan, Run, Verdict, judge
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT", "BTCFDUSD")
 CHANNEL_OF = {"trades": "trade", "quotes": "bookTicker"}
 DAY_S = 86_400.0
-CUT_AT, NOTICE_AT = 18 / 24, 23.25 / 24
-"""When in its day the exchange cuts a connection without a word, and when it announces its end."""
+CUT_AT, NOTICE_AT = 10 / 24, 18 / 24
+"""When in its day the exchange cuts a connection without a word, and when it announces its end.
+
+Both leave time to be answered within the same day, however short a compressed one is: a rotation takes real seconds.
+"""
 
 GAPS_CLOSE_S = 120.0
 """How long backfill may take at the end, before the exchange goes away: its grace time, and some rounds."""
