@@ -22,10 +22,14 @@ ORDER = (
     "months",
     "compaction",
     "query",
+    "heal",
+    "rotation",
+    "memory",
     "backfill",
-    "avro_codec",
     "avro_drain",
+    "avro_stages",
     "avro_end_to_end",
+    "avro_codec",
 )
 
 
@@ -48,7 +52,8 @@ def _section(result: dict[str, Any]) -> str:
     heads = list(rows[0]) if rows else []
     machine = result["machine"]
     lines = [
-        f"**{result['name']}** ({result['at'][:10]}, commit {result['commit']}, {machine['cores']} cores "
+        f"**{result['name']}** ({'quick run, ' if result.get('quick') else ''}{result['at'][:10]}, "
+        f"commit {result['commit']}, {machine['cores']} cores "
         f"{machine['cpu']}, load before {machine['load_1m_before']}): {result['notes']}",
         "",
         "| " + " | ".join(head.replace("_", " ") for head in heads) + " |",

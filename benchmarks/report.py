@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,18 @@ def commit() -> str:
     return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
-def report(name: str, rows: list[dict[str, Any]], notes: str = "") -> None:
+def report(
+    name: str, rows: list[dict[str, Any]], notes: str = "", *, quick: bool | None = None, of_commit: str | None = None
+) -> None:
     """Print the rows as a table and write them to `benchmarks/results/<name>.json`.
 
     Args:
         name: The benchmark's name, which is also its file's.
         rows: One dictionary a line, all with the same keys.
         notes: How it was measured, what else ran, what an aim was missed by.
+        quick: It ran with smaller sizes: marked as such, and never in place of a full run's result. None: if the
+            command line says `--quick`, which every benchmark takes.
+        of_commit: What was measured, where that is not what is checked out.
     """
     heads = list(rows[0]) if rows else []
     lines = [heads] + [[text_of(row.get(head)) for head in heads] for row in rows]
@@ -62,20 +68,28 @@ def report(name: str, rows: list[dict[str, Any]], notes: str = "") -> None:
             print("  " + "  ".join("-" * width for width in widths))
     if notes:
         print(f"  {notes}")
+    quick = "--quick" in sys.argv if quick is None else quick
     RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    if quick and file.exists() and not json.loads(file.read_text()).get("quick"):
+        print(f"  {file.name} keeps the full run's result")
+        return
     document = {
         "name": name,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit(),
+        "commit": of_commit or commit(),
+        "quick": quick,
         "machine": machine(),
         "notes": notes,
         "rows": rows,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    file.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def text_of(value: object) -> str:
     """Return a value as a table shows it."""
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

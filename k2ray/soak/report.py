@@ -135,11 +135,12 @@ def _rotation_marks(run: Run) -> list[tuple[float, str]]:
     return marks
 
 
-def _memory_summary(run: Run) -> dict[str, dict[str, float]]:
+def _memory_summary(run: Run) -> dict[str, dict[str, float | None]]:
     memory = _of_actors(run, lambda actor: _scaled(actor.rss_bytes, MB))
     return {
         name: {
             "first": round(points[0][1], 1),
+            "warm": next((round(size, 1) for at_s, size in points if at_s - run.since_s >= run.plan.warmup_s), None),
             "last": round(points[-1][1], 1),
             "most": round(max(value for _, value in points), 1),
         }

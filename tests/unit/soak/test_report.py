@@ -58,6 +58,18 @@ def test_unknown_growth_is_null_and_not_infinity() -> None:
     assert json.loads(text)["growth_mb_per_day"]["feed:binance:0"]["mb_per_day"] is None
 
 
+def test_memory_is_told_at_the_start_after_the_warm_up_at_the_end_and_at_its_most() -> None:
+    run = an_hour()
+    assert as_json("x", run, judge(run))["memory_mb"]["feed:binance:0"] == {
+        "first": 200.0,
+        "warm": 200.0,
+        "last": 200.0,
+        "most": 200.0,
+    }
+    short = dataclasses.replace(run, samples=run.samples[:3])
+    assert as_json("x", short, judge(short))["memory_mb"]["feed:binance:0"]["warm"] is None
+
+
 def test_names_cannot_break_out_of_the_page() -> None:
     run = dataclasses.replace(an_hour(), aborted="<script>alert(1)</script>")
     assert "<script>" not in as_html("<b>", run, judge(run))
