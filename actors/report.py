@@ -28,6 +28,15 @@ _REPLACEMENT_KINDS = frozenset(
     f"{reason}/{outcome}" for reason in ("memory", "leak", "deploy", "operator") for outcome in ("done", "failed")
 )
 
+_OF_ACTORS = (
+    metrics.ACTOR_UP,
+    metrics.ACTOR_FAILED,
+    metrics.ACTOR_RESTARTS,
+    metrics.ACTOR_REPLACEMENTS,
+    metrics.ACTOR_REPLACING,
+    metrics.ACTOR_MEMORY_LIMIT_BYTES,
+)
+
 
 def describe(
     reconciler: Reconciler, broker: Mapping[str, Any] | None, births: int, wanted: Wanted, own: MemoryReport
@@ -56,9 +65,13 @@ def describe(
 
 
 def count(reconciler: Reconciler, memory: Memory) -> None:
-    """Set the gauges of all actors, so that alerts can fire on them; what may be counted is there from the start."""
+    """Set the gauges of all actors, so that alerts can fire on them; what may be counted is there from the start.
+
+    Those of an actor that is not wanted any more go: nobody is to be called for what was taken away on purpose.
+    """
     for child in reconciler.children.values():
-        if not child.wanted and not child.lives:
+        if not child.wanted:
+            _forget(child.logical)
             continue
         metrics.ACTOR_UP.labels(child.logical).set(child.state == "running")
         metrics.ACTOR_FAILED.labels(child.logical).set(child.state == "failed")
@@ -70,6 +83,11 @@ def count(reconciler: Reconciler, memory: Memory) -> None:
         under_way = child.replacement is not None and child.replacement.under_way
         metrics.ACTOR_REPLACING.labels(child.logical).set(under_way)
         _show_limits(child.logical, memory)
+
+
+def _forget(logical: str) -> None:
+    for gauge in _OF_ACTORS:
+        gauge.remove_by_labels({"actor": logical})
 
 
 def count_supervisor(births: int, memory: Memory) -> None:

@@ -92,6 +92,32 @@ def test_every_metric_of_actors_moves() -> None:
     assert value("k2ray_actor_up", "writer:moves") == 0
 
 
+def test_an_actor_that_was_taken_away_on_purpose_was_said_to_be_down_for_ever() -> None:
+    """`k2ray deploy` with fewer connections: its last state, 0 while it drained, stayed; so did an alert on it."""
+    world = ActorWorld()
+    world.starts_fail = {"feed:gone:2"}
+    world.reconciler.want(["feed:gone:0", "feed:gone:1", "feed:gone:2"], 1)
+    world.steps(120)
+    count(world.reconciler, Memory())
+    world.reconciler.want(["feed:gone:0"], 1)
+    world.steps(2)
+    count(world.reconciler, Memory())
+    world.die(ActorName("feed:gone:1", 1))
+    world.steps(2)
+    count(world.reconciler, Memory())
+    shown = {
+        sample.labels["actor"]
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.labels.get("actor", "").startswith("feed:gone:")
+    }
+    assert shown == {"feed:gone:0"}
+    world.reconciler.want(["feed:gone:0", "feed:gone:1"], 2)
+    world.steps(3)
+    count(world.reconciler, Memory())
+    assert REGISTRY.get_sample_value("k2ray_actor_up", {"actor": "feed:gone:1"}) == 1, "wanted again"
+
+
 def test_while_a_new_generation_proves_itself_the_old_one_is_shown() -> None:
     world = ActorWorld()
     world.reconciler.want(["writer:trades"], 1)
