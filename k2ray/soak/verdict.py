@@ -169,6 +169,16 @@ def rotations_of(samples: Sequence[Sample]) -> dict[str, int]:
     return _counted(samples, lambda actor: actor.rotations)
 
 
+def reconnects_of(samples: Sequence[Sample]) -> int:
+    """Return how many connections ended before another one delivered while the samples were taken, over all feeds."""
+    return _counted(samples, lambda actor: {"": actor.reconnects}).get("", 0)
+
+
+def _feeds_begun(samples: Sequence[Sample]) -> int:
+    """Return how many processes of feeds came after the first one: deployed, replaced for memory, or restarted."""
+    return sum(len(of) - 1 for of in _processes(samples).values() if of[0][0][1].role == "feed")
+
+
 def _counted(samples: Sequence[Sample], counts: Callable[[ActorSample], Mapping[str, int]]) -> dict[str, int]:
     """Return how much counters grew, over all processes: one that began meanwhile began at 0."""
     total: dict[str, int] = defaultdict(int)
@@ -271,15 +281,17 @@ def _rotations(run: Run) -> Check:
     plan = run.plan
     found = rotations_of(run.samples)
     scheduled = found.get("schedule", 0)
-    reconnects = _counted(run.samples, lambda actor: {"": actor.reconnects}).get("", 0)
-    others = sum(found.values()) - scheduled + reconnects
+    reconnects = reconnects_of(run.samples)
+    begun = _feeds_begun(run.samples)
+    others = sum(found.values()) - scheduled + reconnects + begun
     observed_s = run.samples[-1].at_s - run.samples[0].at_s if run.samples else 0.0
     # A connection that is new for another reason begins its age anew.
     least = max(0, plan.feeds * int(observed_s / (plan.rotate_every_s + ROTATION_S)) - others)
     most = plan.feeds * (int(observed_s / (plan.rotate_every_s * (1 - plan.jitter))) + 1)
     wanted = f"{least} to {most} by schedule"
     text = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items())) or "none"
-    text += f", {reconnects} reconnects" if reconnects else ""
+    text += f", {counted(reconnects, 'reconnect')}" if reconnects else ""
+    text += f", {counted(begun, 'feed process', 'es')} begun anew" if begun else ""
     if not plan.feeds or (not scheduled and not least):
         return Check("rotations", wanted, f"{text}; none was due in this time", NOT_PROVEN)
     return Check("rotations", wanted, text, PASSED if least <= scheduled <= most else FAILED)
@@ -303,6 +315,11 @@ def _pings(run: Run) -> Check:
     if not ages or run.ran_s < 2 * plan.ping_interval_s:
         return Check("pings", wanted, "no pong was due in this time", NOT_PROVEN)
     return Check("pings", wanted, f"{max(ages):.0f} s at most", PASSED if max(ages) <= limit_s else FAILED)
+
+
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """Return a number of things for people: `1 reconnect`, `2 reconnects`."""
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def span(seconds: float) -> str:

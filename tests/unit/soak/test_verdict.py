@@ -137,6 +137,22 @@ def test_a_rotation_for_another_reason_excuses_one_by_schedule() -> None:
     assert outcomes(an_hour(samples=series, plan=every_half_hour))["rotations"] == NOT_PROVEN
 
 
+def test_a_feeds_new_process_excuses_a_rotation_by_schedule_as_its_connection_is_new() -> None:
+    """Of a week with a few deployments the verdict said "failed" where everything was as planned."""
+    processes = [(0, 1), (20, 2), (40, 3)]  # since which minute, which pid: none lives for a whole half-hour
+
+    def at(minute: int) -> Sample:
+        pid = max(pid for begun, pid in processes if begun <= minute)
+        return Sample(SINCE + 60 * minute, [feed(minute, pid=pid, generation=pid, rotations={})])
+
+    run = an_hour(samples=[at(n) for n in range(61)], plan=dataclasses.replace(PLAN, rotate_every_s=1700.0))
+    check = next(check for check in judge(run).checks if check.name == "rotations")
+    assert (check.outcome, check.wanted) == (NOT_PROVEN, "0 to 3 by schedule")
+    assert "2 feed processes begun anew" in check.found
+    one = an_hour(samples=samples(rotations={}), plan=dataclasses.replace(PLAN, rotate_every_s=1700.0))
+    assert outcomes(one)["rotations"] == FAILED, "one process that lives on must rotate"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.2, "0 s"), (45, "45 s"), (1200, "20 min"), (5400, "1 h 30 min"), (604_800, "7 d")]
 )
