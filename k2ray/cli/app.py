@@ -97,7 +97,13 @@ def rotate(
 def gaps(
     config: Config = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    exchange: Annotated[str | None, typer.Option(help="Only this one, such as binance.")] = None,
     symbols: Annotated[str | None, typer.Option(help="Only these, with commas between.")] = None,
+    channel: Annotated[str | None, typer.Option(help="trades, agg_trades or quotes. Default: all recorded.")] = None,
+    start: Annotated[str | None, typer.Option(help="From here on: 2026-01-31T12:00:00Z, or microseconds.")] = None,
+    end: Annotated[str | None, typer.Option(help="Up to here, not included.")] = None,
+    first_id: Annotated[str | None, typer.Option(help="A range of ids instead of times: its first.")] = None,
+    last_id: Annotated[str | None, typer.Option(help="Its last, included.")] = None,
 ) -> None:
     """Show first and last id of each instrument and what is missing. Exit status: 0 complete, 1 not, 2 nothing there.
 
@@ -105,7 +111,8 @@ def gaps(
     """
     from k2ray.cli.gaps import gaps as run
 
-    raise typer.Exit(run(config, as_json=json, symbols=symbols))
+    question = {"exchange": exchange, "symbols": symbols, "channel": channel, "start": start, "end": end}
+    raise typer.Exit(run(config, as_json=json, question={**question, "first_id": first_id, "last_id": last_id}))
 
 
 @app.command()
