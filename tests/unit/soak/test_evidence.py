@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from k2ray.errors import TryAgain
 from k2ray.lake.catalog import load_table
+from k2ray.lake.durable import local_path
 from k2ray.soak.evidence import Evidence, Hole, examine
 from tests.support.market_tables import START_US, MarketTables, quote, trade
 
@@ -38,7 +40,11 @@ def test_holes_and_copies_are_found_by_id_in_each_numbering_of_each_symbol(table
     tables.append("trades", [trade(30, symbol="BBB"), trade(30, symbol="BBB")])
     found = look(tables)
     assert (found.rows, found.duplicated, found.missing) == (len(rows) - 4 + 2, 2, 4)
-    assert found.holes == [Hole("AAA", "", 7, 8), Hole("AAA", "#2", 15, 15), Hole("BBB", "", 20, 20)]
+    assert found.holes == [
+        Hole("binance", "AAA", "", 7, 8),
+        Hole("binance", "AAA", "#2", 15, 15),
+        Hole("binance", "BBB", "", 20, 20),
+    ]
 
 
 def test_equal_counts_do_not_hide_a_lost_and_a_doubled_row(tables: MarketTables) -> None:
@@ -65,3 +71,40 @@ def test_the_rate_is_that_of_event_times(tables: MarketTables) -> None:
     rates = look(tables, until=1000).rates
     assert rates[0] == (START, 3.0)
     assert len(rates) == 5
+
+
+def test_one_id_on_two_exchanges_is_no_copy(tables: MarketTables) -> None:
+    tables.append("trades", [trade(n, exchange=name) for n in range(10) for name in ("binance", "binance_usdm")])
+    found = look(tables)
+    assert (found.rows, found.duplicated, found.missing) == (20, 0, 0)
+
+
+def test_the_ragged_ends_of_a_period_are_no_peak_and_no_drop(tables: MarketTables) -> None:
+    tables.append("trades", [trade(n, at_us=START_US + n * 100_000) for n in range(100)])
+    rates = look(tables, since=0.65, until=9.3).rates
+    assert [rate for _, rate in rates] == [pytest.approx(10)] * 8
+    assert rates[0][0] == START + 1
+
+
+def test_files_that_upkeep_removed_while_it_reads_are_read_in_what_replaced_them(tables: MarketTables) -> None:
+    """A week takes longer to read than replaced files stay."""
+    tables.append("trades", [trade(n) for n in range(10)])
+    table, other = (load_table(tables.catalog, tables.settings, "trades") for _ in range(2))
+    assert table is not None
+    assert other is not None
+    (gone,) = [str(local_path(task.file.file_path)) for task in table.scan().plan_files()]
+    other.delete()
+    tables.append("trades", [trade(n) for n in range(10)])
+    Path(gone).unlink()
+    found = examine(table, "trades", START, START + 100, steps_by_one=True)
+    assert (found.rows, found.duplicated, found.missing) == (10, 0, 0)
+
+
+def test_files_that_nobody_can_read_are_said_to_be(tables: MarketTables) -> None:
+    tables.append("trades", [trade(0)])
+    table = load_table(tables.catalog, tables.settings, "trades")
+    assert table is not None
+    (gone,) = [str(local_path(task.file.file_path)) for task in table.scan().plan_files()]
+    Path(gone).unlink()
+    with pytest.raises(TryAgain, match="cannot be read"):
+        look(tables)
