@@ -1,4 +1,4 @@
-"""5. The tables' columns as Arrow schemas: trades and quotes, on the wire and at rest.
+"""5. The tables' columns as Arrow schemas: trades and quotes, on the wire and at rest; gaps, which never travel.
 
 The wire schema is the table's columns plus `sequence_from`, the exclusive start of the ids that a row covers:
 (sequence_from, source_sequence]. Strings that repeat travel as dictionaries. Prices and quantities are decimal(38,18)
@@ -108,17 +108,45 @@ SEAL_WIRE = pa.schema(
     ]
 )
 
+GAPS = "gaps"
+"""The table of what became of missing ids."""
 
-def table_schema(table: str) -> pa.Schema:
-    """Return the Arrow schema of a table at rest: the wire's without `sequence_from`, with plain strings.
+GAPS_ROWS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("exchange", REPEATED, nullable=False),
+        pa.field("symbol", REPEATED, nullable=False),
+        pa.field("timestamp", TIMESTAMP, nullable=False),
+        pa.field("table", REPEATED, nullable=False),
+        pa.field("sequence_space", REPEATED, nullable=False),
+        pa.field("first_id", pa.int64(), nullable=False),
+        pa.field("last_id", pa.int64(), nullable=False),
+        pa.field("missing", pa.int64(), nullable=False),
+        pa.field("state", REPEATED, nullable=False),
+        pa.field("opened_at", TIMESTAMP, nullable=False),
+        pa.field("closed_at", TIMESTAMP),
+        pa.field("reason", REPEATED, nullable=False),
+        pa.field("snapshot_id", pa.int64(), nullable=False),
+    ]
+)
+
+
+def row_schema(table: str) -> pa.Schema:
+    """Return the Arrow schema of a table's rows before they are stored: repeated strings are dictionaries.
 
     Args:
-        table: `trades` or `quotes`.
+        table: `trades`, `quotes` (the wire's without `sequence_from`) or `gaps`.
     """
-    return pa.schema(
-        [
-            field.with_type(pa.string()) if field.type == REPEATED else field
-            for field in WIRE_SCHEMAS[table]
-            if field.name != SEQUENCE_FROM
-        ]
-    )
+    if table == GAPS:
+        return GAPS_ROWS
+    return pa.schema([field for field in WIRE_SCHEMAS[table] if field.name != SEQUENCE_FROM])
+
+
+def table_schema(table: str) -> pa.Schema:
+    """Return the Arrow schema of a table at rest: as `row_schema`, with plain strings.
+
+    Args:
+        table: `trades`, `quotes` or `gaps`.
+    """
+    fields = row_schema(table)
+    return pa.schema([field.with_type(pa.string()) if field.type == REPEATED else field for field in fields])

@@ -8,51 +8,25 @@ refused reloads the state and looks at the ledger again.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import msgspec
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import TableAlreadyExistsError
-from pyiceberg.io.pyarrow import schema_to_pyarrow
-from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.typedef import Record
-from pyiceberg.types import LongType, NestedField, StringType, TimestamptzType
 
 from k2ray.backfill.history import GapEvent, History, MissingPiece
 from k2ray.errors import CatalogUnavailable, OperatorNeeded
-from k2ray.lake.catalog import ensure_table, load_table, table_identifier
-from k2ray.lake.commit import Append, commit_append, no_faults
-from k2ray.lake.durable import AWAY
+from k2ray.lake.catalog import ensure_table
+from k2ray.lake.commit import Append, commit_append
+from k2ray.lake.durable import AWAY, unavailable
 from k2ray.lake.progress import Offset, committed_progress
-from k2ray.lake.schema import PROPERTIES, partition_spec, sort_order
-from k2ray.lake.stage import DAY_US, Origin, file_location, ledger_location, write_file
-from k2ray.model import TIMESTAMP
+from k2ray.lake.stage import Origin, ledger_location, stage
+from k2ray.model import GAPS, GAPS_ROWS
 from k2ray.settings import Settings
 
-GAPS = "gaps"
 POSITION = ("k2ray.gaps", 0)
 """In the progress key: the events stored so far."""
-
-_TEXT, _ID = StringType(), LongType()
-SCHEMA = Schema(
-    NestedField(1, "event_id", _TEXT, required=True),
-    NestedField(2, "exchange", _TEXT, required=True),
-    NestedField(3, "symbol", _TEXT, required=True),
-    NestedField(4, "timestamp", TimestamptzType(), required=True),
-    NestedField(5, "table", _TEXT, required=True),
-    NestedField(6, "sequence_space", _TEXT, required=True),
-    NestedField(7, "first_id", _ID, required=True),
-    NestedField(8, "last_id", _ID, required=True),
-    NestedField(9, "missing", _ID, required=True),
-    NestedField(10, "state", _TEXT, required=True),
-    NestedField(11, "opened_at", TimestamptzType(), required=True),
-    NestedField(12, "closed_at", TimestamptzType()),
-    NestedField(13, "reason", _TEXT, required=True),
-    NestedField(14, "snapshot_id", _ID, required=True),
-)
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -97,7 +71,7 @@ class GapsTable:
         """Store events and the state that they led to.
 
         Args:
-            events: What happened since `history()`, to one exchange's gaps, found at one time.
+            events: What happened since `history()`.
             after: The new state.
 
         Raises:
@@ -112,13 +86,12 @@ class GapsTable:
         try:
             with table.io.new_output(ledger).create() as stream:
                 stream.write(_dump_history(after))
-            columns = {field.name: field for field in schema_to_pyarrow(table.schema(), include_field_ids=True)}
-            day, exchange = events[0].at_us // DAY_US, events[0].key[1]
-            location = file_location(table, day, exchange, Origin(GAPS, 0, start, end).file_name())
-            file = write_file(table, columns, [rows_of(events)], location, Record(day, exchange), no_faults)
         except AWAY as error:
-            raise CatalogUnavailable(f"gaps: cannot stage: {error}") from error
-        append = Append((file,), {POSITION: Offset(start)}, {POSITION: Offset(end)}, ledger, None, {POSITION[0]: GAPS})
+            raise unavailable("gaps: cannot stage", error) from error
+        files = stage(table, GAPS, rows_of(events), Origin(GAPS, 0, start, end))
+        append = Append(
+            tuple(files), {POSITION: Offset(start)}, {POSITION: Offset(end)}, ledger, None, {POSITION[0]: GAPS}
+        )
         commit_append(table, append)
         self._events, self._history = end, after
 
@@ -129,48 +102,29 @@ class GapsTable:
 
     def _open(self) -> Table:
         if self._table is None:
-            if load_table(self._catalog, self._settings, GAPS) is None:
-                _create(self._catalog, self._settings)
             self._table = ensure_table(self._catalog, self._settings, GAPS)
         return self._table
 
 
 def rows_of(events: Sequence[GapEvent]) -> pa.Table:
     """Return events as rows of the table."""
-    return pa.table(
-        {
-            "event_id": pa.array([event.event_id for event in events], pa.string()),
-            "exchange": pa.array([event.key[1] for event in events], pa.string()),
-            "symbol": pa.array([event.key[2] for event in events], pa.string()),
-            "timestamp": pa.array([event.at_us for event in events], pa.int64()).cast(TIMESTAMP),
-            "table": pa.array([event.key[0] for event in events], pa.string()),
-            "sequence_space": pa.array([event.key[3] for event in events], pa.string()),
-            "first_id": pa.array([event.first for event in events], pa.int64()),
-            "last_id": pa.array([event.last for event in events], pa.int64()),
-            "missing": pa.array([event.last - event.first + 1 for event in events], pa.int64()),
-            "state": pa.array([event.state for event in events], pa.string()),
-            "opened_at": pa.array([event.opened_us for event in events], pa.int64()).cast(TIMESTAMP),
-            "closed_at": pa.array([event.closed_us for event in events], pa.int64()).cast(TIMESTAMP),
-            "reason": pa.array([event.reason for event in events], pa.string()),
-            "snapshot_id": pa.array([event.snapshot_id for event in events], pa.int64()),
-        }
-    )
-
-
-def _create(catalog: Catalog, settings: Settings) -> None:
-    kept = str(settings.lake.upkeep.metadata_versions_kept)
-    properties = {**PROPERTIES, "write.metadata.previous-versions-max": kept}
-    try:
-        with contextlib.suppress(TableAlreadyExistsError):
-            catalog.create_table(
-                table_identifier(settings, GAPS),
-                schema=SCHEMA,
-                partition_spec=partition_spec(SCHEMA),
-                sort_order=sort_order(SCHEMA),
-                properties=properties,
-            )
-    except AWAY as error:
-        raise CatalogUnavailable(f"cannot create {GAPS}: {error}") from error
+    columns = {
+        "event_id": [event.event_id for event in events],
+        "exchange": [event.key[1] for event in events],
+        "symbol": [event.key[2] for event in events],
+        "timestamp": [event.at_us for event in events],
+        "table": [event.key[0] for event in events],
+        "sequence_space": [event.key[3] for event in events],
+        "first_id": [event.first for event in events],
+        "last_id": [event.last for event in events],
+        "missing": [event.last - event.first + 1 for event in events],
+        "state": [event.state for event in events],
+        "opened_at": [event.opened_us for event in events],
+        "closed_at": [event.closed_us for event in events],
+        "reason": [event.reason for event in events],
+        "snapshot_id": [event.snapshot_id for event in events],
+    }
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in GAPS_ROWS}, schema=GAPS_ROWS)
 
 
 def _read_history(table: Table, location: str | None) -> History:

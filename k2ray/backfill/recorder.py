@@ -8,13 +8,14 @@ from pyiceberg.catalog import Catalog
 
 from k2ray import metrics
 from k2ray.backfill.committed import TableLook
-from k2ray.backfill.gaps_table import GAPS, GapsTable
+from k2ray.backfill.gaps_table import GapsTable
 from k2ray.backfill.history import SpaceKey, advance
 from k2ray.backfill.spans import Span, intersect
 from k2ray.clock import Clock
 from k2ray.errors import K2rayError
 from k2ray.lake.upkeep import TableUpkeep
 from k2ray.layout import DataDir
+from k2ray.model import GAPS
 from k2ray.settings import Settings
 
 REASONS_KEPT = 10_000
@@ -28,18 +29,13 @@ class GapRecorder:
     Args:
         table: The gaps table.
         upkeep: Keeps it small.
-        upkeep_interval_s: How often.
         exchange: Whose gaps.
         clock: For when they were found.
     """
 
-    def __init__(
-        self, table: GapsTable, upkeep: TableUpkeep, upkeep_interval_s: float, exchange: str, clock: Clock
-    ) -> None:
+    def __init__(self, table: GapsTable, upkeep: TableUpkeep, exchange: str, clock: Clock) -> None:
         self._table = table
         self._upkeep = upkeep
-        self._tidy_interval_s = upkeep_interval_s
-        self._tidy_s = clock.monotonic_s() + upkeep_interval_s
         self._exchange = exchange
         self._clock = clock
         self._recorded: dict[str, int] = {}
@@ -71,16 +67,20 @@ class GapRecorder:
         for event in events:
             metrics.GAP_EVENTS.labels(self._exchange, _KINDS[event.state]).inc()
 
-    def tidy(self) -> None:
-        """Expire old snapshots of the gaps table and remove what they left; at most every `interval_s` of upkeep.
+    def tidy(self) -> str | None:
+        """Look after the gaps table once, as an upkeep actor does after the others: compact, expire, sweep.
+
+        May run beside `record`, in another thread. Where several exchanges' backfills do it at once, one's commit wins.
+
+        Returns:
+            What a person should know, None if there is nothing.
 
         Raises:
             CatalogUnavailable: Call again later.
+            OperatorNeeded: The table carries no progress key.
         """
-        now_s = self._clock.monotonic_s()
-        if now_s >= self._tidy_s:
-            self._tidy_s = now_s + self._tidy_interval_s
-            self._upkeep.step()
+        self._upkeep.step()
+        return self._upkeep.trouble
 
     def _why_lost(self, key: SpaceKey, span: Span) -> str:
         for known, ids, reason in list(self._reasons):
@@ -99,7 +99,5 @@ def gap_recorder(catalog: Catalog, settings: Settings, layout: DataDir, exchange
         exchange: Whose gaps.
         clock: Time.
     """
-    upkeep = settings.lake.upkeep.model_copy(update={"compact": False})  # its files are few, and others than rows'
-    lake = settings.lake.model_copy(update={"upkeep": upkeep})
-    keeper = TableUpkeep(settings.model_copy(update={"lake": lake}), layout, GAPS, clock=clock, catalog=catalog)
-    return GapRecorder(GapsTable(catalog, settings), keeper, upkeep.interval_s, exchange, clock)
+    upkeep = TableUpkeep(settings, layout, GAPS, clock=clock, catalog=catalog)
+    return GapRecorder(GapsTable(catalog, settings), upkeep, exchange, clock)

@@ -1,12 +1,13 @@
 """The backfill of one exchange: looks at the ledger, asks for newest ids, fetches pages, produces rows and seals.
 
-Three loops share one planner in one event loop; blocking work (catalog, Kafka) is done in threads:
+Loops share one planner in one event loop; blocking work (catalog, Kafka) is done in threads:
 
 - look: the newest snapshot's ledger -> planner, and what changed -> the gaps table;
 - prove: newest ids by REST -> planner, so that trades missed above the newest row show;
 - fill: the planner's pages by REST -> rows with `origin=backfill` in the instrument's own partition, and seals. After
   each round Kafka has confirmed everything before the planner is told, with the partition's end: ids are not asked for
-  again until a snapshot has passed that.
+  again until a snapshot has passed that;
+- tidy: the gaps table is kept small, since no upkeep actor looks after it.
 
 A crash at any point only means that ids are fetched again: the ledger drops what it has. Trouble outside never ends it.
 
@@ -122,6 +123,7 @@ class BackfillSession:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings.backfill
+        self._tidy_interval_s = settings.lake.upkeep.interval_s
         self._exchange = exchange
         self._chosen = settings.exchanges.enabled()[exchange]
         self._ledgers = ledgers
@@ -156,7 +158,7 @@ class BackfillSession:
     async def run(self) -> None:
         """Work until cancelled. What it raises is a programming error, or `OperatorNeeded`."""
         async with self._reader:
-            loops = (self._keep_looking(), self._keep_asking())
+            loops = (self._keep_looking(), self._keep_asking(), self._keep_tidying())
             tasks = [asyncio.create_task(loop) for loop in loops]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -251,10 +253,16 @@ class BackfillSession:
                 _log.warning("gaps_not_recorded", reason=str(error))
             else:
                 self._trouble.pop("history", None)
-        try:
-            await asyncio.to_thread(self._recorder.tidy)
-        except (TryAgain, OperatorNeeded) as error:
-            _log.warning("gaps_not_tidied", reason=str(error))
+
+    async def _keep_tidying(self) -> None:
+        while True:
+            await asyncio.sleep(self._tidy_interval_s)
+            try:
+                trouble = await asyncio.to_thread(self._recorder.tidy)
+                self._trouble["tidy"] = trouble or ""
+            except (TryAgain, OperatorNeeded) as error:
+                self._trouble["tidy"] = f"upkeep of the gaps table: {error}"
+                _log.warning("gaps_not_tidied", reason=str(error))
 
     # --- prove
 

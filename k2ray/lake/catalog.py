@@ -104,7 +104,7 @@ def ensure_table(
     Args:
         catalog: From `open_catalog`.
         settings: For the namespace and how many metadata versions are kept.
-        table_name: `trades` or `quotes`.
+        table_name: `trades`, `quotes` or `gaps`.
         partitions: Topic -> number of partitions; offsets 0 go into the key. Absent partitions start at 0 as well.
         cluster: Kafka's cluster id, where known.
         topics: Topic -> topic id, where known.

@@ -66,7 +66,7 @@ class Compactor:
     """Compacts one table.
 
     Args:
-        table_name: `trades` or `quotes`.
+        table_name: `trades`, `quotes` or `gaps`.
         upkeep: Sizes and times.
         clock: Time.
         scratch: Folder for what does not fit into memory.

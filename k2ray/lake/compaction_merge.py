@@ -29,7 +29,7 @@ from pyiceberg.schema import Schema
 from k2ray.errors import K2rayError
 from k2ray.lake.fingerprint import Fingerprint, fingerprint
 from k2ray.lake.stage import ROWS_PER_GROUP, file_columns, sort_rows
-from k2ray.model import WIRE_SCHEMAS
+from k2ray.model import row_schema
 
 CHUNK_ROWS = 400_000
 """Rows that are sorted at once: about 45 MB of trades, twice while they are sorted."""
@@ -46,7 +46,7 @@ class Columns:
     """The table's present columns, as rows are merged and as files name them.
 
     Attributes:
-        merged: The wire's names and types, with field ids in their metadata: repeated strings stay dictionaries.
+        merged: The model's names and types, with field ids in their metadata: repeated strings stay dictionaries.
         foreign: Field ids of columns that somebody else added to the table.
     """
 
@@ -56,10 +56,10 @@ class Columns:
     @staticmethod
     def of(schema: Schema, table_name: str) -> Columns:
         """Return the columns of a table."""
-        wire = WIRE_SCHEMAS[table_name]
+        rows = row_schema(table_name)
         stored = file_columns(schema, table_name)
         ids = {(field.metadata or {}).get(_FIELD_ID) for field in stored.values()}
-        merged = [field.with_name(name).with_type(wire.field(name).type) for name, field in stored.items()]
+        merged = [field.with_name(name).with_type(rows.field(name).type) for name, field in stored.items()]
         return Columns(pa.schema(merged), frozenset(str(field.field_id).encode() for field in schema.fields) - ids)
 
 

@@ -74,7 +74,7 @@ def stage(table: Table, table_name: str, rows: pa.Table, origin: Origin, faults:
     Args:
         table: Whose schema, properties and folder the files follow.
         table_name: Which model the rows have.
-        rows: Columns of the wire schema, in any order of rows; `sequence_from` is left out of the files.
+        rows: Columns of the model's rows, in any order of rows; others (`sequence_from`) are left out of the files.
         origin: For the files' names.
         faults: Called at `mid_parquet`, with a file half written.
 
@@ -100,7 +100,7 @@ def file_location(table: Table, day: int, exchange: str, name: str) -> str:
 
 
 def file_columns(schema: Schema, table_name: str) -> dict[str, pa.Field]:
-    """Return wire column -> field in the file, by the table's present names and ids; dropped columns are left out."""
+    """Return the model's column -> field in the file, by the table's present names and ids, less dropped columns."""
     stored = schema_to_pyarrow(schema, include_field_ids=True)
     present = {field.field_id: field.name for field in schema.fields}
     return {
@@ -160,7 +160,7 @@ def write_file(
 
     Args:
         table: Whose schema and properties it follows.
-        columns: Wire column -> field in the file.
+        columns: The model's column -> field in the file.
         groups: At least one table with those columns; each becomes a row group.
         location: Its name.
         partition: Day and exchange of all rows.

@@ -80,10 +80,10 @@ class TableUpkeep:
     Args:
         settings: All settings.
         layout: Where the default catalog and warehouse are.
-        table_name: `trades` or `quotes`.
+        table_name: `trades`, `quotes` or `gaps`.
         clock: Time.
         catalog: None opens the one of the settings.
-        leases: Asked for snapshot ids that somebody still reads; they stay.
+        leases: Asked once a look for snapshot ids that somebody still reads; they stay. None: all stay for now.
         faults: Called at the compaction's points, `expiry`, `expired`, `mid_delete` and `mid_sweep`.
         alive: Called often during a compaction; raises `GaveWay` to stop it.
     """
@@ -96,7 +96,7 @@ class TableUpkeep:
         *,
         clock: Clock | None = None,
         catalog: Catalog | None = None,
-        leases: Callable[[], Collection[int]] = tuple,
+        leases: Callable[[], Collection[int] | None] = tuple,
         faults: Faults = no_faults,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -167,11 +167,12 @@ class TableUpkeep:
     def _expire(self, table: Table, report: UpkeepReport) -> UpkeepReport:
         upkeep = self._settings.lake.upkeep
         lost: Exception | None = None
+        leases = self._leases()
         for _ in range(COMMIT_ATTEMPTS):
             table.refresh()
             now = datetime.fromtimestamp(self._clock.now_us() / 1_000_000, UTC)
             due = upkeep.compact and self._compactor.is_due(table)
-            plan = make_plan(table.metadata, upkeep, now, self._leases(), compaction_due=due)
+            plan = make_plan(table.metadata, upkeep, now, leases, compaction_due=due)
             if plan.is_empty:
                 return report
             going = set(plan.expire)

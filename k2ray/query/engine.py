@@ -8,7 +8,7 @@ Not here: how bars are made (`bars.py`), formats and HTTP (serve/).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,13 @@ from k2ray.errors import BadRequest, CatalogUnavailable, OperatorNeeded, TryAgai
 from k2ray.lake.catalog import catalog_properties
 from k2ray.lake.durable import local_path
 from k2ray.layout import DataDir
-from k2ray.model import table_schema
+from k2ray.model import GAPS, table_schema
 from k2ray.query.bars import BAR_KEY, BARS, bars_of, covering
 from k2ray.query.completeness import Completeness
 from k2ray.query.cursor import Cursor, decode_cursor, encode_cursor
 from k2ray.query.database import Database
 from k2ray.query.files import Pinned, Snapshots
-from k2ray.query.gaps import GAP_ROWS, GAPS, GapsRequest, read_gaps
+from k2ray.query.gaps import GAP_ROWS, GapsRequest, read_gaps
 from k2ray.query.heads import Heads
 from k2ray.query.listing import Listing
 from k2ray.query.plan import Slice, prune, slices
@@ -37,6 +37,13 @@ from k2ray.settings import Settings
 # Bars need all rows of their time anyway: small first slices would only repeat the work of starting.
 FIRST_BARS_ROWS = 4_000_000
 ID_COLUMN = {"trades": "trade_id", "quotes": "quote_id"}
+
+Lease = Callable[[str, int], object]
+"""Told the table and snapshot id of every page that has a cursor or was asked for by one; returns at once."""
+
+
+def no_lease(_table: str, _snapshot_id: int) -> None:
+    """Lease nothing: for those who ask one question and are gone."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,21 @@ class QueryEngine:
         settings: Namespace and the API's limits.
         layout: Where the default warehouse is.
         clock: For cache ages.
+        lease: Keeps snapshots from being expired while somebody pages through them.
     """
 
-    def __init__(self, catalog: Catalog, settings: Settings, layout: DataDir, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: Settings,
+        layout: DataDir,
+        clock: Clock | None = None,
+        lease: Lease = no_lease,
+    ) -> None:
         warehouse = local_path(catalog_properties(settings, layout)["warehouse"])
         if warehouse is None:
             raise OperatorNeeded("lake.warehouse: queries read local warehouses only")
+        self._lease = lease
         self.snapshots = Snapshots(Heads(catalog, settings, clock or SystemClock()))
         self.database = Database([warehouse], settings.api.memory_bytes, settings.api.threads, settings.api.timeout_s)
         self._listing = Listing(self.database, self.snapshots)
@@ -84,7 +100,7 @@ class QueryEngine:
             TryAgain: Catalog or storage do not answer, or the table does not exist yet.
         """
         table_name = request.selection.table
-        pinned, cursor = pin_for(self.snapshots, table_name, request.cursor, request.digest())
+        pinned, cursor = self._pin(table_name, request.cursor, request.digest())
         selection = request.selection if cursor is None else _beyond(request.selection, request.order, cursor)
         key = _key_columns(table_name)
         names = list(dict.fromkeys((*request.fields, *key)))
@@ -103,9 +119,7 @@ class QueryEngine:
         next_cursor = None
         if rows.num_rows > request.limit:
             rows = rows.slice(0, request.limit)
-            position = _position(rows, key)
-            assert pinned.snapshot_id is not None
-            next_cursor = encode_cursor(Cursor(pinned.snapshot_id, position), request.digest(), pinned.key)
+            next_cursor = self._next(table_name, pinned, _position(rows, key), request.digest())
         return Answer(rows.select(list(request.fields)), next_cursor, pinned.snapshot_id, files)
 
     def bars(self, request: BarsRequest) -> Answer:
@@ -116,7 +130,8 @@ class QueryEngine:
             QueryTooLarge: Too long or too much memory; ask for less.
             TryAgain: Catalog or storage do not answer, or the table does not exist yet.
         """
-        pinned, cursor = pin_for(self.snapshots, request.selection.table, request.cursor, request.digest())
+        table_name = request.selection.table
+        pinned, cursor = self._pin(table_name, request.cursor, request.digest())
         selection = covering(request.selection, request.interval_us)
         if cursor is not None:
             selection = covering(_beyond(selection, request.order, cursor), request.interval_us, inner=False)
@@ -135,9 +150,7 @@ class QueryEngine:
         next_cursor = None
         if rows.num_rows > request.limit:
             rows = rows.slice(0, request.limit)
-            assert pinned.snapshot_id is not None
-            position = _position(rows, BAR_KEY)
-            next_cursor = encode_cursor(Cursor(pinned.snapshot_id, position), request.digest(), pinned.key)
+            next_cursor = self._next(table_name, pinned, _position(rows, BAR_KEY), request.digest())
         return Answer(rows, next_cursor, pinned.snapshot_id, files)
 
     def symbols(self, table_name: str, exchange: str | None) -> Answer:
@@ -177,20 +190,26 @@ class QueryEngine:
         """Let go of the database."""
         self.database.close()
 
+    def _pin(self, table_name: str, token: str | None, digest: bytes) -> tuple[Pinned, Cursor | None]:
+        """Pin the snapshot that a cursor names, or the newest one.
 
-def pin_for(snapshots: Snapshots, table_name: str, token: str | None, digest: bytes) -> tuple[Pinned, Cursor | None]:
-    """Pin the snapshot that a cursor names, or the newest one.
+        Raises:
+            BadRequest: The cursor is not genuine (400) or has expired (410).
+        """
+        pinned = self.snapshots.pin(table_name)
+        if token is None:
+            return pinned, None
+        cursor = decode_cursor(token, digest, pinned.key)
+        if cursor.snapshot_id != pinned.snapshot_id:
+            pinned = self.snapshots.pin(table_name, cursor.snapshot_id)
+        self._lease(table_name, cursor.snapshot_id)  # now, so that it stays while it is read
+        return pinned, cursor
 
-    Raises:
-        BadRequest: The cursor is not genuine (400) or has expired (410).
-    """
-    pinned = snapshots.pin(table_name)
-    if token is None:
-        return pinned, None
-    cursor = decode_cursor(token, digest, pinned.key)
-    if cursor.snapshot_id != pinned.snapshot_id:
-        pinned = snapshots.pin(table_name, cursor.snapshot_id)
-    return pinned, cursor
+    def _next(self, table_name: str, pinned: Pinned, position: tuple[int | str, ...], digest: bytes) -> str:
+        """Return the cursor of the next page, and lease the snapshot for it."""
+        assert pinned.snapshot_id is not None
+        self._lease(table_name, pinned.snapshot_id)
+        return encode_cursor(Cursor(pinned.snapshot_id, position), digest, pinned.key)
 
 
 def _rows_sql(

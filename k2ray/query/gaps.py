@@ -11,13 +11,12 @@ from pyiceberg.table import Table
 
 from k2ray.errors import BadRequest, CatalogUnavailable
 from k2ray.lake.durable import AWAY
-from k2ray.model import TIMESTAMP
+from k2ray.model import GAPS, TIMESTAMP
 from k2ray.query.request import Selection, parse_limit, parse_selection, refuse_unknown
 
 GAP_PARAMETERS = ("exchange", "symbols", "state", "start", "end", "limit")
 STATES = ("open", "filled", "lost")
 
-GAPS = "gaps"
 GAP_ROWS = pa.schema(
     [
         pa.field("exchange", pa.string(), nullable=False),
@@ -59,7 +58,7 @@ def parse_gaps(parameters: Mapping[str, str]) -> GapsRequest:
     state = parameters.get("state")
     if state is not None and state not in STATES:
         raise BadRequest("state", f"{state!r} is not a state; allowed: {', '.join(STATES)}")
-    return GapsRequest(parse_selection("gaps", parameters), state, parse_limit(parameters))
+    return GapsRequest(parse_selection(GAPS, parameters), state, parse_limit(parameters))
 
 
 def read_gaps(table: Table, request: GapsRequest) -> pa.Table:

@@ -157,7 +157,7 @@ class BackfillWorld:
                 "exchanges": {"binance": {"symbols": list(SYMBOLS), "channels": ["trades"]}},
                 "kafka": {"partitions": 2},
                 "backfill": {**QUICK, **settings},
-                "lake": {"commit": {"interval_s": 0.1}},
+                "lake": {"commit": {"interval_s": 0.1}, "upkeep": {"interval_s": 0.1}},
             },
             environ={},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2ray.backfill.gaps_table import GAPS, GapsTable
+from k2ray.backfill.gaps_table import GapsTable, rows_of
 from k2ray.backfill.history import GapEvent, History, advance
 from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.spans import of_ids
@@ -19,7 +20,9 @@ from k2ray.errors import WorldMoved
 from k2ray.lake.catalog import load_table, open_catalog
 from k2ray.layout import DataDir
 from k2ray.ledger import Gap
-from tests.support.lake import lake_settings
+from k2ray.model import GAPS
+from k2ray.settings import load_settings
+from tests.support.lake import NOON_US, lake_settings
 
 KEY = ("trades", "binance", "BTCUSDT", "")
 
@@ -116,22 +119,40 @@ def test_of_two_at_work_one_is_refused_and_doubles_nothing(tables: Any, tmp_path
     assert len(rows(tmp_path)) == 1
 
 
-def test_the_table_stays_small(tmp_path: Path) -> None:
-    """Every commit leaves a snapshot, a manifest list and a state file; upkeep takes them away again."""
-    settings = lake_settings(tmp_path)
-    upkeep = settings.lake.upkeep.model_copy(update={"snapshots_kept": 3, "expire_every": 2, "interval_s": 10})
-    settings = settings.model_copy(update={"lake": settings.lake.model_copy(update={"upkeep": upkeep})})
-    catalog, clock = open_catalog(settings, DataDir(tmp_path)), ManualClock()
+def test_months_of_events_leave_few_files_and_change_no_row(tmp_path: Path) -> None:
+    """Every commit leaves a file, a snapshot, a manifest list and a state file; upkeep takes them away again."""
+    upkeep = {"snapshots_kept": 3, "expire_every": 2, "tag_retention_s": 1}
+    settings = load_settings(arguments={"data_dir": str(tmp_path), "lake": {"upkeep": upkeep}}, environ={})
+    catalog, clock = open_catalog(settings, DataDir(tmp_path)), ManualClock(now_us=NOON_US)
     table = GapsTable(catalog, settings)
     recorder = gap_recorder(catalog, settings, DataDir(tmp_path), "binance", clock)
-    for number in range(12):
+    stored: list[dict[str, Any]] = []
+    days = 3
+    for number in range(12 * days):
         after, events = look(table.history(), gap(number * 10, number * 10 + 1), at=clock.now_us())
         table.append(events, after)
-        clock.advance(20)
-        recorder.tidy()
+        stored += rows_of(events).to_pylist()
+        clock.advance(7_200)
+        if number % 3 == 0:
+            assert recorder.tidy() is None
+    clock.advance(86_400)
+    for _ in range(3):
+        assert recorder.tidy() is None
+        clock.advance(4_000)
     found = load_table(catalog, settings, GAPS)
     assert found is not None
-    assert len(found.metadata.snapshots) <= 6
-    assert len(rows(tmp_path)) == 12 + 11
+    live = [task.file.file_path for task in found.scan().plan_files()]
+    assert len(live) <= days + 1, "one a day, and the first began at noon"
+    assert len(found.metadata.snapshots) <= 3 + 2
+    folder = Path(found.location().removeprefix("file://"))
+    # What was compacted stays for as long as a snapshot names it.
+    assert len(list(folder.glob("data/**/*.parquet"))) <= len(live) + 8
+    assert len(list(folder.glob("metadata/*.metadata.json"))) <= settings.lake.upkeep.metadata_versions_kept + 1
+    assert len(list(folder.glob("metadata/k2ray-ledger-*"))) <= 3 + 2
+    by_id = operator.itemgetter("event_id")
+    assert sorted(rows(tmp_path), key=by_id) == sorted(stored, key=by_id)
     table.forget()
     assert table.history() == after
+    _, events = look(after, at=clock.now_us())
+    table.append(events, {})
+    assert len(rows(tmp_path)) == len(stored) + 1

@@ -186,6 +186,9 @@ async def test_what_became_of_gaps_is_recorded_once_and_counted(world: BackfillW
     world.exchange.away = False
     async with world.running():
         await until(lambda: len(world.events()) == 6, "three are filled")
+        snapshots = metrics.TABLE_SNAPSHOTS.labels("gaps")._value
+        snapshots.set(0)
+        await until(lambda: snapshots.get() >= 3, "upkeep looks after the history: genesis, opened, filled")
     events = world.events()
     assert sorted(event["event_id"] for event in events) == sorted(
         f"trades/binance/{symbol}//{ids}/{state}"
