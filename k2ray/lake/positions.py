@@ -29,6 +29,7 @@ class Start:
         rewinds: Offsets that the log took back.
         cluster: Kafka's cluster id.
         topics: Topic name -> topic id, those of the key included.
+        ends: Next offset of every partition's log at that time.
     """
 
     positions: Mapping[PartitionKey, Offset]
@@ -36,6 +37,7 @@ class Start:
     rewinds: Sequence[Jump]
     cluster: str
     topics: Mapping[str, str]
+    ends: Mapping[PartitionKey, int]
 
 
 def find_start(
@@ -64,11 +66,13 @@ def find_start(
     positions: dict[PartitionKey, Offset] = {}
     holes: list[Jump] = []
     rewinds: list[Jump] = []
+    ends: dict[PartitionKey, int] = {}
     for topic in topics:
         for partition in range(cluster.topics[topic].partitions):
             key = (topic, partition)
             committed = progress.offset(key)
             low, high = bounds(key)
+            ends[key] = high
             cut = lost is not None and lost.key == key and low <= committed.next <= high
             if committed.next < low:
                 holes.append(Jump(topic, partition, committed.next, low, now_us))
@@ -81,7 +85,7 @@ def find_start(
             else:
                 positions[key] = committed
     found = {topic: cluster.topics[topic].topic_id for topic in topics}
-    return Start(positions, holes, rewinds, cluster.cluster_id, {**progress.topics, **found})
+    return Start(positions, holes, rewinds, cluster.cluster_id, {**progress.topics, **found}, ends)
 
 
 def _check_identity(progress: Progress, topics: Sequence[str], cluster: ClusterIds) -> None:

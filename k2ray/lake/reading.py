@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from k2ray.lake.progress import PartitionKey
 from k2ray.log.lag import LagWatch
@@ -53,6 +53,6 @@ class Reading:
         age = 0.0 if self._newest_us is None else max(0.0, (now_us - self._newest_us) / 1_000_000)
         return round(records * self._rows_per_record), age
 
-    def before(self, ends: dict[PartitionKey, int]) -> bool:
+    def before(self, ends: Mapping[PartitionKey, int]) -> bool:
         """Return whether any partition was read less far than `ends`."""
         return any(self.positions.get(key, 0) < end for key, end in ends.items())

@@ -3,7 +3,8 @@
 1. **Positions**: newest snapshot's key -> ledger and offsets, held against the log; holes and rewinds are committed.
 2. **Decides**: the ledger says new or duplicate (`intake.py`).
 3. **Stages** sorted files (`stage.py`).
-4. **Commits** files, offsets and ledger as one snapshot behind the fence (`commit.py`), at whichever limit is first.
+4. **Commits** files, offsets and ledger as one snapshot behind the fence (`commit.py`), at whichever limit is first;
+   what waited in the log for a writer that has just been born has waited already (`backlog.py`).
 5. **After any exception** looks whether it landed; if the world moved, drops memory and goes to 1.
 6. **Publishes** the snapshot id in its report and status.
 
@@ -23,6 +24,7 @@ from pyiceberg.catalog import Catalog
 from k2ray import metrics
 from k2ray.clock import Clock, SystemClock
 from k2ray.errors import BrokerUnavailable, CatalogUnavailable, K2rayError, WorldMoved
+from k2ray.lake.backlog import Backlog
 from k2ray.lake.catalog import open_catalog
 from k2ray.lake.commit import Faults, Landed, no_faults
 from k2ray.lake.freshness import Freshness
@@ -107,6 +109,7 @@ class TableWriter:
         self._landing: Landing | None = None
         self._running: Future[Landed] | None = None
         self._lost: OffsetLost | None = None
+        self._backlog: Backlog | None = None
         self._lag = LagWatch(self._reader, self._clock)
         self._freshness = Freshness()
         self._gaps: list[Gap] = []
@@ -137,6 +140,7 @@ class TableWriter:
         progress = self._commit_jumps(world)
         self._reader.assign({key: Position(at.next, at.epoch) for key, at in world.start.positions.items()})
         self._world, self._lost = world, None
+        self._backlog = Backlog(world.start.ends if self._backlog is None else {})
         self._gaps = list(world.intake.ledger.gaps())
         self._note_progress(progress)
         self._update(positioned=True, trouble=None, open_gaps=_open(self._gaps))
@@ -231,6 +235,8 @@ class TableWriter:
         items = self._unread = self._unread or self._reader.fetch(wanted, patience_s)
         rows, duplicates = world.take(items, self._clock.monotonic_s()) if items else (0, 0)
         self._unread = []
+        if self._backlog is not None:
+            self._backlog.note(items)
         records = sum(map(record_count, items))
         lag_trades, lag_s = world.reading.lag(self._lag, self._clock.now_us())
         metrics.WRITER_LAG_TRADES.labels(self._name).set(lag_trades)
@@ -253,12 +259,16 @@ class TableWriter:
         interval = self._settings.lake.commit.interval_s
         due_in = world.batch.due_in_s(self._clock.monotonic_s(), interval, interval * IDLE_COMMIT_FACTOR)
         due = due_in is not None and (due_in <= 0 or self._is_full(world) or self._lost is not None)
+        if not due and world.batch.rows and self._backlog is not None:
+            due = self._backlog.is_overdue(world.reading, self._clock.now_us(), interval)
         if due and self._landing is None:
             self._hand_over(world)
             return None
         return due_in
 
     def _hand_over(self, world: World) -> None:
+        if self._backlog is not None:
+            self._backlog.note_handed_over(world.reading)
         self._landing = world.hand_over(self._clock.monotonic_s())
         self._launch(world, self._landing)
 

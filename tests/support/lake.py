@@ -93,6 +93,9 @@ class MemoryLog:
 
     Args:
         topics: Topic -> partitions.
+
+    Attributes:
+        came_us: When its records came, as readers are told.
     """
 
     def __init__(self, topics: dict[str, int]) -> None:
@@ -103,6 +106,7 @@ class MemoryLog:
         }
         self.low: dict[PartitionKey, int] = dict.fromkeys(self.partitions, 0)
         self.questions = 0
+        self.came_us = NOON_US
 
     def append(self, key: PartitionKey, value: bytes, headers: Headers) -> None:
         """Add a record to the end of a partition."""
@@ -141,7 +145,7 @@ class MemoryReader:
                 raise OffsetLost(key, position, low, high)
             for offset in range(position, min(high, position + room - len(found))):
                 value, headers = self.log.partitions[key][offset]
-                found.append(LogRecord(*key, offset, 0, NOON_US, value, headers))
+                found.append(LogRecord(*key, offset, 0, self.log.came_us, value, headers))
                 self.positions[key] = offset + 1
         if not found and timeout_s:
             time.sleep(min(timeout_s, 0.002))

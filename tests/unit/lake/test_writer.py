@@ -201,6 +201,52 @@ def test_a_quiet_log_causes_no_commit_and_few_rows_wait_for_the_interval(desk: D
     assert writer.status().commits == 1
 
 
+def test_what_waited_for_a_writer_that_was_killed_does_not_wait_for_another_interval(desk: Desk) -> None:
+    settings = lake_settings(desk.folder, interval_s=5)
+    for at in range(3):
+        desk.log.publish(FIRST, trades(range(at * 10, at * 10 + 10)))
+    desk.clock.advance(6)
+    writer = desk.writer(settings=settings, clock=desk.clock, max_records=1)
+    until(writer, "commits", 1)
+    assert desk.ids() == list(range(30)), "in one commit, when all of it was read"
+    desk.log.publish(FIRST, trades(range(30, 40)))
+    until(writer, "rows_pending", 10)
+    for _ in range(20):
+        writer.step(0)
+    assert writer.status().commits == 1, "what comes later waits as always"
+
+
+def test_rows_that_came_just_before_their_writer_wait_for_the_interval(desk: Desk) -> None:
+    """Also those of a writer that lives beside it, until one of them is drained: the fence would refuse the other."""
+    desk.log.publish(FIRST, trades(range(10)))
+    desk.clock.advance(4)
+    writer = desk.writer(settings=lake_settings(desk.folder, interval_s=5), clock=desk.clock)
+    until(writer, "rows_pending", 10)
+    for _ in range(20):
+        writer.step(0)
+    assert writer.status().commits == 0
+    desk.clock.advance(1.1)
+    until(writer, "commits", 1)
+
+
+def test_a_writer_whose_world_moved_does_not_hurry(desk: Desk) -> None:
+    settings = lake_settings(desk.folder, interval_s=5)
+    zombie = desk.writer(settings=settings, clock=desk.clock)
+    desk.log.publish(FIRST, trades(range(10)))
+    until(zombie, "rows_pending", 10)
+    assert desk.writer().drain()
+    desk.log.publish(FIRST, trades(range(10, 20)))
+    desk.clock.advance(6)
+    until(zombie, "worlds_moved", 1)
+    until(zombie, "rows_pending", 10)
+    for _ in range(20):
+        zombie.step(0)
+    assert zombie.status().commits == 0
+    desk.clock.advance(6)
+    until(zombie, "commits", 1)
+    assert desk.ids() == list(range(20))
+
+
 def test_offsets_that_moved_over_duplicates_alone_are_committed_at_a_slower_pace(desk: Desk) -> None:
     writer = desk.writer(settings=lake_settings(desk.folder, interval_s=5), clock=desk.clock)
     desk.log.publish(FIRST, trades(range(7)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,7 @@ def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
     jumps = {kind: value("k2ray_offset_jumps_total", kind=kind) for kind in ("hole", "rewind")}
     restarts = value("k2ray_ledger_events_total", kind="space_opened")
     seconds = value("k2ray_commit_seconds_count")
+    desk.log.came_us = time.time_ns() // 1_000
     desk.log.publish(FIRST, trades([1, 2, 3, 7, 8]))
     desk.log.publish(FIRST, trades([7, 8]))
     desk.log.append(FIRST, b"junk", [])
