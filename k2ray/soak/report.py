@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from k2ray.soak.growth import MB
 from k2ray.soak.plots import plot
 from k2ray.soak.samples import ActorSample
-from k2ray.soak.verdict import Run, Verdict, rotations_of, span
+from k2ray.soak.verdict import Run, Verdict, growth_text, lives_of, reconnects_of, rotations_of, span
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #1e293b; }
@@ -41,6 +41,8 @@ def as_json(title: str, run: Run, verdict: Verdict) -> dict[str, Any]:
         "checks": [asdict(check) for check in verdict.checks],
         "growth_mb_per_day": {name: _finite(asdict(growth)) for name, growth in verdict.growth.items()},
         "rotations": rotations_of(run.samples),
+        "reconnects": reconnects_of(run.samples),
+        "restarts": {name: restarts for name, (_, restarts) in lives_of(run.samples).items()},
         "compared": [asdict(one) for one in run.compared],
         "tables": [
             {
@@ -71,7 +73,8 @@ def as_html(title: str, run: Run, verdict: Verdict) -> str:
         f"<p>{_when(run.since_s)} to {_when(run.until_s)}: ran <b>{span(run.ran_s)}</b> of {span(run.asked_s)} asked"
         f"{'; ended early: ' + escape(run.aborted) if run.aborted else ''}.</p>"
         f"<table><tr><th>what</th><th>wanted</th><th>found</th><th>outcome</th></tr>{rows}</table>"
-        f"{''.join(_plots(run))}</html>"
+        f"{_missing_ids(run)}{_actors(run, verdict)}{''.join(_plots(run))}"
+        "<p><small>Dashed lines are rotations; the reason shows where the pointer rests on one.</small></p></html>"
     )
 
 
@@ -82,6 +85,36 @@ def write_report(folder: Path, title: str, run: Run, verdict: Verdict) -> tuple[
     as_data.write_text(json.dumps(as_json(title, run, verdict), indent=2) + "\n", encoding="utf-8")
     page.write_text(as_html(title, run, verdict), encoding="utf-8")
     return as_data, page
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    heads = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = "".join(f"<tr>{line}</tr>" for line in cells)
+    return f"<figure><h2>{escape(title)}</h2><table><tr>{heads}</tr>{lines}</table></figure>"
+
+
+def _missing_ids(run: Run) -> str:
+    rows = [
+        (hole.exchange, hole.symbol, hole.space, f"{hole.first_id} to {hole.last_id}", one.table)
+        for one in run.evidence
+        for hole in one.holes
+    ]
+    return _table("Missing between stored ids", ("exchange", "symbol", "numbering", "ids", "table"), rows)
+
+
+def _actors(run: Run, verdict: Verdict) -> str:
+    memory = _memory_summary(run)
+    rows = []
+    for name, (processes, restarts) in sorted(lives_of(run.samples).items()):
+        sizes = [memory.get(name, {}).get(moment) for moment in ("first", "warm", "last", "most")]
+        shown = ["-" if size is None else f"{size:,.0f}" for size in sizes]
+        growth = verdict.growth.get(name)
+        rows.append((name, str(processes), str(restarts), *shown, "-" if growth is None else growth_text(growth)))
+    columns = ("actor", "processes", "restarts", "MB first", "MB warm", "MB last", "MB most", "growth (95 % interval)")
+    return _table("Actors", columns, rows)
 
 
 def _plots(run: Run) -> list[str]:

@@ -174,6 +174,16 @@ def reconnects_of(samples: Sequence[Sample]) -> int:
     return _counted(samples, lambda actor: {"": actor.reconnects}).get("", 0)
 
 
+def lives_of(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
+    """Return actor -> (processes that it had, restarts that nobody planned) while the samples were taken."""
+    restarts: dict[str, list[int]] = defaultdict(list)
+    for sample in samples:
+        for actor in sample.actors:
+            restarts[actor.name].append(actor.restarts)
+    processes = _processes(samples)
+    return {name: (len(processes.get(name, ())), of[-1] - of[0]) for name, of in restarts.items()}
+
+
 def _feeds_begun(samples: Sequence[Sample]) -> int:
     """Return how many processes of feeds came after the first one: deployed, replaced for memory, or restarted."""
     return sum(len(of) - 1 for of in _processes(samples).values() if of[0][0][1].role == "feed")
@@ -211,7 +221,7 @@ def _growth(growth: Mapping[str, Growth]) -> Check:
     leaking = [name for name, one in growth.items() if one.low > MOST_GROWTH_MB]
     unknown = [name for name, one in growth.items() if not one.known or one.high >= MOST_GROWTH_MB]
     name, worst = max(growth.items(), key=lambda item: (item[1].low, item[1].high))
-    found = f"{name}: {_interval(worst)}"
+    found = f"{name}: {growth_text(worst)}"
     if leaking:
         return Check("memory growth", wanted, found, FAILED)
     if unknown:
@@ -219,7 +229,8 @@ def _growth(growth: Mapping[str, Growth]) -> Check:
     return Check("memory growth", wanted, found, PASSED)
 
 
-def _interval(growth: Growth) -> str:
+def growth_text(growth: Growth) -> str:
+    """Return a projection for people, with its interval."""
     if not growth.known:
         return f"unknown from {growth.samples} samples"
     return f"{growth.mb_per_day:.1f} MB in 24 h ({growth.low:.1f} to {growth.high:.1f})"

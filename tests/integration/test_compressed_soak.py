@@ -70,6 +70,7 @@ def test_the_schedule_was_kept(report: dict[str, Any]) -> None:
     rotations = report["rotations"]
     assert sum(rotations.values()) >= 6, rotations
     assert rotations["shutdown"] >= 1, rotations
+    assert report["reconnects"] >= 1, "the cut as at 24 h"
     found = outcomes(report)
     assert found["rotations"] == "passed", report["checks"]
     assert found["pings"] == "passed", report["checks"]

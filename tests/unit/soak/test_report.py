@@ -5,10 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+from k2ray.soak.evidence import Hole
 from k2ray.soak.plots import plot
 from k2ray.soak.report import as_html, as_json, write_report
+from k2ray.soak.samples import Sample
 from k2ray.soak.verdict import Run, judge
-from tests.support.runs import SINCE, an_hour
+from tests.support.runs import SINCE, an_hour, evidence, feed
 
 
 class Page(HTMLParser):
@@ -68,6 +70,22 @@ def test_memory_is_told_at_the_start_after_the_warm_up_at_the_end_and_at_its_mos
     }
     short = dataclasses.replace(run, samples=run.samples[:3])
     assert as_json("x", short, judge(short))["memory_mb"]["feed:binance:0"]["warm"] is None
+
+
+def test_a_page_tells_each_actors_growth_and_restarts_and_which_ids_are_missing() -> None:
+    run = an_hour(evidence=[evidence(missing=3, holes=[Hole("binance", "BTCUSDT", "#2", 7, 9)])])
+    again = [Sample(one.at_s, [feed(n, restarts=n // 30, pid=10 + n // 30)]) for n, one in enumerate(run.samples)]
+    run = dataclasses.replace(run, samples=again)
+    verdict = judge(run)
+    text = Page(as_html("x", run, verdict)).text
+    assert "feed:binance:032200200200200" in text, "processes, restarts, MB"
+    assert "binanceBTCUSDT#27 to 9trades" in text
+    data = as_json("x", run, verdict)
+    assert (data["restarts"], data["reconnects"]) == ({"feed:binance:0": 2}, 0)
+    long = an_hour()
+    assert (
+        f"MB in 24 h ({judge(long).growth['feed:binance:0'].low:.1f} to" in Page(as_html("x", long, judge(long))).text
+    )
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
