@@ -98,7 +98,7 @@ async def test_a_ping_is_answered_with_its_payload_and_ends_no_read_early(
         await finish(transport, sink)
 
 
-async def test_our_ping_and_text_reach_the_peer_and_its_pong_reaches_us(
+async def test_the_heartbeat_died_at_its_first_ping(
     connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
 ) -> None:
     """Trap 7: the heartbeat died at its first ping."""

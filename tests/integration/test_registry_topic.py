@@ -96,7 +96,7 @@ def test_two_that_register_at_once_never_give_one_id_to_two_schemas(broker: Test
         keeper.close()
 
 
-def test_the_schema_topic_is_compacted_and_never_trimmed_by_time(broker: TestBroker) -> None:
+def test_a_schema_topic_was_trimmed_by_time(broker: TestBroker) -> None:
     """Trap 29: a schema topic with time-based deletion was trimmed after a day, which broke all serialisation."""
     prefix = broker.prefix()
     fresh = registry(broker, prefix)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readme_shows_the_newest_results() -> None:
+def test_results_were_hard_coded() -> None:
     """Trap 28: hard-coded results. Write them anew with `python -m benchmarks.render`."""
     assert with_results(README) == README
 

@@ -239,7 +239,7 @@ async def test_a_peer_that_stops_answering_is_replaced() -> None:
         assert status.stale_probes >= 2
 
 
-async def test_an_announced_shutdown_rotates_without_losing_or_closing_early() -> None:
+async def test_rotation_closed_the_old_connection_before_the_new_one_was_up() -> None:
     """Trap 6: the old connection was closed before the new one was up."""
     async with World(clock=FastClock(20), overlap_s=2) as world:
         world.exchange.answers_questions = True
@@ -301,7 +301,7 @@ async def test_a_rotation_on_request_says_what_becomes_of_it() -> None:
         assert world.session.status().ready, "nothing to record is recorded"
 
 
-async def test_the_backoff_sees_every_failed_connect() -> None:
+async def test_the_circuit_breaker_only_ever_received_successes() -> None:
     """Trap 9: the circuit breaker around the WebSocket only ever received successes, so it could not open."""
     asked: list[float] = []
 

@@ -196,7 +196,7 @@ def test_a_second_exchange_topic_that_appears_later_starts_at_its_beginning(desk
     assert desk.ids() == sorted([*range(12), *range(5)])
 
 
-def test_every_metric_of_the_writer_moves(desk: Desk) -> None:
+def test_consumer_lag_metrics_were_never_set(desk: Desk) -> None:
     """Trap 27: consumer-lag metrics were never set."""
 
     def value(name: str, **labels: str) -> float:

@@ -133,7 +133,7 @@ def test_failures_while_a_file_of_failures_is_under_way_get_a_file_of_their_own(
     spool.close()
 
 
-def test_over_its_bound_the_spool_counts_what_it_sheds(tmp_path: Path) -> None:
+def test_shed_messages_were_gone_and_uncounted(tmp_path: Path) -> None:
     """Trap 9: shed messages were gone and uncounted."""
     spool = Spool(tmp_path, 12_000)
     kept = [spool.append(record(number, size=1000)) for number in range(20)]

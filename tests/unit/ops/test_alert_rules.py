@@ -32,7 +32,7 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
 
 
 @EACH
-def test_an_alert_names_metrics_and_labels_that_exist(rule: dict[str, Any]) -> None:
+def test_an_alert_used_a_metric_or_a_label_that_does_not_exist(rule: dict[str, Any]) -> None:
     """Trap 27: an alert used a metric name that does not exist; another filtered on a label that does not exist."""
     assert unknown_names(rule["expr"]) == []
     for text in rule["annotations"].values():

@@ -40,7 +40,7 @@ def test_a_page_shows_all_plots_and_needs_no_network() -> None:
     assert "ran 1 h of 1 h" in page.text
 
 
-def test_a_report_of_a_short_run_says_so_in_both_forms(tmp_path: Path) -> None:
+def test_a_soak_was_declared_done_without_having_run(tmp_path: Path) -> None:
     """Trap 28: results declared without having run."""
     run = an_hour(until_s=SINCE + 1200, aborted="interrupted")
     as_data, page = write_report(tmp_path / "new", "soak of 1 h", run, judge(run))

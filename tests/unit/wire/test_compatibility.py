@@ -77,7 +77,7 @@ def test_the_same_schema_is_the_same_text_whoever_wrote_it() -> None:
 
 
 @pytest.mark.parametrize("subject", ["", "-value", "market.crypto.trades.binance", "Trade", "t-key"])
-def test_only_a_topics_own_subject_is_ever_registered(subject: str) -> None:
+def test_one_subject_was_looked_up_and_another_one_registered(subject: str) -> None:
     """Trap 15: serializers looked up one subject and registered another, so compatibility rules never applied."""
     with pytest.raises(BadInput, match="is not the subject"):
         check_subject(subject)
