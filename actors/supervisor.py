@@ -22,9 +22,11 @@ from typing import Any
 from actors import edge
 from actors.broker_keeper import BrokerKeeper
 from actors.child import pid_space
+from actors.leases import LeaseDesk
 from actors.limits import LimitDesk
 from actors.lives import Answered, Ask, Attach, Drain, Ended, Event, Fault, Instruction, Kill, Listed, Start
 from actors.names import SUPERVISOR, ActorName
+from actors.placement import nodes_of_copies
 from actors.pressure import supervisor_ends
 from actors.reconciler import Reconciler
 from actors.report import count, count_supervisor, describe
@@ -88,6 +90,7 @@ class Supervisor:
         self._reconciler: Reconciler | None = None
         self._keeper: BrokerKeeper | None = None
         self._limits = LimitDesk(self._layout.run)
+        self._leases = LeaseDesk(self._clock)
         self._samples = SampleLog(self._layout.logs)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._handles: dict[ActorName, Any] = {}
@@ -192,6 +195,14 @@ class Supervisor:
         """Return exchange -> resource -> `left`, `limit`, `banned_s`."""
         return self._limits.describe()
 
+    async def note_leases(self, leases: dict[str, dict[int, float]]) -> None:
+        """Take over a replica's leases of snapshots: table -> snapshot id -> seconds left."""
+        self._leases.note(leases)
+
+    async def leases(self, table: str) -> tuple[float, dict[int, float]]:
+        """Return since how many seconds leases are noted, and snapshot id -> seconds left."""
+        return self._leases.of(table)
+
     async def _loop(self) -> None:
         while True:
             interval_s = 0.25
@@ -222,6 +233,7 @@ class Supervisor:
             self._keeper.tick(now_s)
         self._remember()
         self._limits.show()
+        self._leases.show()
         count(reconciler, self._settings.memory)
         count_supervisor(self._births, self._settings.memory)
         assert self._wanted is not None
@@ -301,7 +313,9 @@ class Supervisor:
             if release is not None:
                 assert self._wanted is not None
                 run = self._wanted.contents(release)
-                arguments = (name, self._wanted.actors[name.logical], run.settings, self._layout.namespace, run.code)
+                path, namespace = self._wanted.actors[name.logical], self._layout.namespace
+                apart_from = nodes_of_copies(name, self._reconciler.children.values()) if self._reconciler else ()
+                arguments = (name, path, run.settings, namespace, run.code, apart_from)
                 handle = await asyncio.to_thread(edge.start_child, *arguments)
             else:
                 handle = await asyncio.to_thread(edge.find, str(name), self._layout.namespace)

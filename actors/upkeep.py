@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.child import Child
 from actors.faults import FaultPoints
+from actors.leases import LeasesHeard
 from k2ray.errors import DiskFull, TryAgain
 from k2ray.lake.compaction_commit import GaveWay
 from k2ray.lake.upkeep import TableUpkeep, UpkeepReport
@@ -28,7 +29,8 @@ class UpkeepActor(Child):
         super().__init__(name, settings_json)
         (table,) = self.name.owns
         faults = FaultPoints(self.layout.run, self.name.logical)
-        self._upkeep = TableUpkeep(self.settings, self.layout, table, faults=faults, alive=self._go_on)
+        leases = LeasesHeard(self.layout.namespace, table, self.settings.api.cursor_lease_s)
+        self._upkeep = TableUpkeep(self.settings, self.layout, table, leases=leases, faults=faults, alive=self._go_on)
         self._counts = dict.fromkeys(("looks", "snapshots_expired", "files_deleted", "compactions", "gave_way"), 0)
         self._counts |= dict.fromkeys(("refused", "files_compacted", "rows_compacted"), 0)
         self._left = 0

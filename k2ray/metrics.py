@@ -140,6 +140,12 @@ WORLDS_MOVED = Counter("k2ray_worlds_moved", "Times that somebody else had commi
 OFFSET_JUMPS = Counter("k2ray_offset_jumps", "Holes and rewinds of the log that were recorded.", ["table", "kind"])
 LEDGER_EVENTS = Counter("k2ray_ledger_events", "Restarted ids, strays, holes given up.", ["table", "kind"])
 
+# query/leases.py, actors/leases.py
+LEASED_SNAPSHOTS = Gauge("k2ray_leased_snapshots", "Snapshots that a cursor keeps from being expired.", ["table"])
+LEASES_DROPPED = Counter(
+    "k2ray_leases_dropped", "Leases given up early since more than 100 snapshots had one.", ["table"]
+)
+
 # lake/upkeep.py
 TABLE_FILES = Gauge("k2ray_table_files", "Data files of the newest snapshot.", ["table"])
 TABLE_SMALL_FILES = Gauge("k2ray_table_small_files", "Those of them below half of the compaction's target.", ["table"])

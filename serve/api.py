@@ -14,10 +14,11 @@ from fastapi import FastAPI
 
 from k2ray.lake.catalog import open_catalog
 from k2ray.layout import DataDir
-from k2ray.query.engine import QueryEngine
+from k2ray.query.engine import Lease, QueryEngine
 from k2ray.settings import Settings
 from serve import problems
 from serve.completeness import completeness_routes
+from serve.leases import CursorLeases, TellLeases, nobody
 from serve.market import market_routes
 from serve.meter import Meter
 from serve.metrics import UNKNOWN, SystemMetrics, alone, metrics_routes
@@ -31,8 +32,9 @@ QUERIES_WAITING = 64
 class Engine:
     """The query engine, opened at the first question: a catalog that is away must not keep a replica from starting."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lease: Lease) -> None:
         self._settings = settings
+        self._lease = lease
         self._layout = DataDir(settings.data_dir)
         self._lock = threading.Lock()
         self._opened: QueryEngine | None = None
@@ -46,7 +48,7 @@ class Engine:
         with self._lock:
             if self._opened is None:
                 catalog = open_catalog(self._settings, self._layout)
-                self._opened = QueryEngine(catalog, self._settings, self._layout)
+                self._opened = QueryEngine(catalog, self._settings, self._layout, lease=self._lease)
             return self._opened
 
     def check_tables(self) -> None:
@@ -65,22 +67,26 @@ class Engine:
                 self._opened = None
 
 
-def build_api(settings: Settings, status: SystemStatus, metrics: SystemMetrics | None = None) -> FastAPI:
+def build_api(
+    settings: Settings, status: SystemStatus, metrics: SystemMetrics | None = None, tell_leases: TellLeases = nobody
+) -> FastAPI:
     """Return the FastAPI app; knows nothing of Serve.
 
     Args:
         settings: Catalog, warehouse and limits.
         status: Returns the supervisor's view of the system; blocking.
         metrics: What `/metrics` shows; None shows this process alone.
+        tell_leases: Tells the supervisor which snapshots this replica's cursors need.
     """
-    engine = Engine(settings)
+    leases = CursorLeases(settings.api.cursor_lease_s, tell_leases)
+    engine = Engine(settings, leases.take)
     shown = metrics or SystemMetrics(alone, lambda _text: UNKNOWN)
     queries = Workers("query", QUERY_THREADS, QUERIES_WAITING)
     checks = Workers("check", 2, QUERIES_WAITING)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with shown.reporting():
+        async with shown.reporting(), leases.telling():
             yield
         for workers in (queries, checks):
             workers.close()

@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from actors.handover import status_through_handover
+from actors.leases import tell_leases
 from actors.sampling import MemorySampler
 from actors.scrape import report_replica, system_metrics
 from k2ray.errors import SettingsError
@@ -52,6 +53,7 @@ class MarketApi:
                 lambda text: system_metrics(namespace, replica, text, METRICS_TIMEOUT_S),
                 lambda text: report_replica(namespace, replica, text, METRICS_TIMEOUT_S),
             ),
+            lambda leases: tell_leases(namespace, leases),
         )
 
     async def check_health(self) -> None:

@@ -60,7 +60,7 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
     },
     "cursor": {
         "description": "next_cursor of an earlier answer, with the same other parameters; limit and fields may differ. "
-        "Pages read one snapshot; 410 once that has expired.",
+        "Pages read one snapshot, kept for api.cursor_lease_s after each page; 410 once it has expired.",
         "schema": {"type": "string"},
     },
     "interval": {

@@ -60,7 +60,12 @@ class Plan:
 
 
 def make_plan(
-    metadata: TableMetadata, upkeep: Upkeep, now: datetime, leases: Collection[int], *, compaction_due: bool = False
+    metadata: TableMetadata,
+    upkeep: Upkeep,
+    now: datetime,
+    leases: Collection[int] | None,
+    *,
+    compaction_due: bool = False,
 ) -> Plan:
     """Decide about tags and snapshots.
 
@@ -68,7 +73,7 @@ def make_plan(
         metadata: The table's newest.
         upkeep: How much stays.
         now: Wall time, UTC.
-        leases: Snapshot ids that somebody still reads.
+        leases: Snapshot ids that somebody still reads; None: they are not known now, so nothing expires.
         compaction_due: Whether small files of past hours are about to be replaced.
 
     Raises:
@@ -86,10 +91,10 @@ def make_plan(
     wanted = None if waits or tag in metadata.refs or head in tagged else tag
     # Down to the key nothing may go: a parent that is expired is cut off, and the key behind it would be lost.
     depth = max(upkeep.snapshots_kept, keyed + 1)
-    kept = {snapshot.snapshot_id for snapshot in lineage[:depth]} | tagged | set(leases) | {head}
+    kept = {snapshot.snapshot_id for snapshot in lineage[:depth]} | tagged | set(leases or ()) | {head}
     surplus = [snapshot.snapshot_id for snapshot in metadata.snapshots if snapshot.snapshot_id not in kept]
     due = len(surplus) >= upkeep.expire_every or (old_tags and surplus)
-    expire = tuple(surplus[:MAX_EXPIRED]) if due else ()
+    expire = tuple(surplus[:MAX_EXPIRED]) if due and leases is not None else ()
     return Plan(head, wanted, old_tags, expire, left=len(surplus) - len(expire))
 
 

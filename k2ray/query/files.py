@@ -33,6 +33,10 @@ BOUND_LENGTH = 16  # Iceberg's own default for the bounds of strings
 LOWEST = np.iinfo(np.int64).min
 HIGHEST = np.iinfo(np.int64).max
 _DAY_US = 86_400_000_000
+_EXPIRED = (
+    "its snapshot has expired, since the page before was asked for too long ago (api.cursor_lease_s); "
+    "allowed: the same question without cursor"
+)
 _TOP = "\U0010ffff" * 4
 
 Int64s = npt.NDArray[np.int64]
@@ -143,7 +147,7 @@ class Snapshots:
         if snapshot is None:
             if snapshot_id is None:
                 return Pinned(table, None, (), has_deletes=False)
-            raise BadRequest("cursor", "its snapshot has expired; allowed: the same question without cursor", 410)
+            raise BadRequest("cursor", _EXPIRED, 410)
         key = (str(table.metadata.table_uuid), snapshot.snapshot_id)
         return self._pinned.get(key, lambda: _pin(table, snapshot))
 

@@ -116,3 +116,6 @@ class Api(Section):
     memory_bytes: PositiveInt = Field(1_073_741_824, description="DuckDB's memory limit per replica.")
     threads: PositiveInt = Field(2, description="DuckDB's threads per replica.")
     timeout_s: PositiveFloat = Field(60, description="Longest time that one query may run.")
+    cursor_lease_s: Annotated[float, Field(ge=1, le=3600)] = Field(
+        300, description="A cursor's snapshot is kept at least this long after each of its pages."
+    )
