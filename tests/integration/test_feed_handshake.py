@@ -81,6 +81,39 @@ async def test_the_systems_cas_do_not_trust_a_private_one(
             await connect(endpoint(served.port, ca=None), Recorder())
 
 
+async def test_without_a_ca_file_the_systems_cas_are_trusted(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))  # where OpenSSL takes the system's from
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.read_until_end()
+
+    async with serve(certificates.server, script) as served:
+        sink = Recorder()
+        await transports.finish(await connect(endpoint(served.port, ca=None), sink), sink)
+
+
+@pytest.mark.filterwarnings("ignore:.*TLSv1_1:DeprecationWarning")
+async def test_a_server_that_knows_nothing_newer_than_tls_1_1_is_refused(
+    connect: Connect, endpoint: MakeEndpoint, certificates: CertificateFiles
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reader.read()
+
+    lenient = ssl.create_default_context(cafile=certificates.ca)
+    lenient.set_ciphers("ALL:@SECLEVEL=0")
+    lenient.minimum_version = ssl.TLSVersion.TLSv1_1
+    async with serve(certificates.server, script, newest=ssl.TLSVersion.TLSv1_1) as served:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port, ssl=lenient)
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.1", "it does speak that"
+        writer.transport.abort()
+        with pytest.raises(ExchangeUnavailable):
+            await connect(endpoint(served.port), Recorder())
+        assert len(served.peers) == 1, "only the lenient one was let in"
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

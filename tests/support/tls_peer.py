@@ -95,9 +95,18 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve(certificate: Path, script: Script) -> AsyncIterator[Served]:
-    """Run `script` for each connection to a TLS server with this certificate (PEM with its key)."""
+async def serve(certificate: Path, script: Script, *, newest: ssl.TLSVersion | None = None) -> AsyncIterator[Served]:
+    """Run `script` for each connection to a TLS server with this certificate (PEM with its key).
+
+    Args:
+        certificate: What it shows.
+        script: What it does.
+        newest: It speaks this version of TLS and no other.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if newest is not None:
+        context.set_ciphers("ALL:@SECLEVEL=0")  # OpenSSL leaves old versions out otherwise
+        context.minimum_version = context.maximum_version = newest
     context.load_cert_chain(certificate)
     served = Served(0)
     tasks: set[asyncio.Task[None]] = set()
