@@ -5,8 +5,7 @@ in the middle of one):
 
 1. the newest one that has proved itself takes over: it says that it works on live data, and has done so beside the
    older ones for as long as it asks for (`overlap_s`: a feed's two connections may be some messages apart). Older ones
-   are drained;
-   are drained. While the child is held (a deployment changes a group over as one), both work on;
+   are drained; while the child is held (a deployment changes a group over as one), both work on;
 2. one that does not prove itself within the start timeout, or dies, is given up: the old one works on, undisturbed;
 3. if the old one dies meanwhile, the new one is all there is and is treated like any other.
 

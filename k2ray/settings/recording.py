@@ -18,7 +18,9 @@ class ExchangeLimits(Section):
     connects_window_s: PositiveFloat = Field(300, description="The window that connects are counted in.")
     weight: Annotated[int, Field(ge=50)] = Field(6000, description="Weight of REST requests within weight_window_s.")
     weight_window_s: PositiveFloat = Field(60, description="The window that weight is counted in.")
-    messages_per_s: Annotated[int, Field(ge=2)] = Field(5, description="Messages to the exchange per connection.")
+    messages_per_s: Annotated[int, Field(ge=2)] = Field(
+        5, description="Messages a second on each connection: so the exchange counts them."
+    )
 
 
 class ExchangeSettings(Section):
