@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from actors.names import ActorName
+from actors.placement import own_node
 from actors.releases import running_code
 from actors.sampling import MemorySampler, as_health
 from k2ray.errors import BadInput, SettingsError
@@ -86,10 +87,11 @@ class Child:
         self.stopping.set()
 
     async def health(self) -> dict[str, Any]:
-        """Report: pid, node, memory, age of the last turn of the main loop, and what the role adds."""
+        """Report: pid, where it means something, Ray node, memory, age of the main loop's last turn, the role's own."""
         return {
             "pid": os.getpid(),
             "node": pid_space(),
+            "ray_node": own_node(),
             **as_health(self.memory.report()),
             "turn_age_s": time.monotonic() - self._turned_s,
             "turn_limit_s": self.turn_limit_s,

@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import psutil
@@ -30,7 +30,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.child import pid_space
 from actors.lives import Fault
-from actors.names import SUPERVISOR, ActorName, preferred_node
+from actors.names import SUPERVISOR, ActorName
+from actors.placement import preferred_node
 from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable
 
 HEALTH_GROUP = "health"
@@ -65,7 +66,14 @@ def _make_remote(plain: type[Any], health_methods: Iterable[str]) -> Any:
     return ray.remote(**options)(plain)
 
 
-def start_child(name: ActorName, class_path: str, settings_json: str, namespace: str, code: str | None = None) -> Any:
+def start_child(
+    name: ActorName,
+    class_path: str,
+    settings_json: str,
+    namespace: str,
+    code: str | None = None,
+    apart_from: Collection[str] = (),
+) -> Any:
     """Make a new actor of this name; returns its handle at once, before it is up.
 
     Args:
@@ -74,12 +82,14 @@ def start_child(name: ActorName, class_path: str, settings_json: str, namespace:
         settings_json: `Settings.to_json()`.
         namespace: `DataDir.namespace`.
         code: Folder that its modules are imported from; None: what is installed.
+        apart_from: Nodes where it should not live, if there are others.
     """
     remote = _make_remote(load_class(class_path), ["health", "metrics"])
     options = dict(_KEPT, name=str(name), namespace=namespace, max_restarts=0, **_code_options(code))
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    node = preferred_node(name, [item["NodeID"] for item in nodes if item["Alive"]])
+    node = preferred_node(name, [item["NodeID"] for item in nodes if item["Alive"]], apart_from)
     if node is not None:
+        # Soft: a node that dies meanwhile leaves any other.
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
     return remote.options(**options).remote(str(name), settings_json)
 

@@ -6,7 +6,6 @@ Ray namespace, so a generation's number lets the next one start beside the one i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from k2ray.errors import BadInput
@@ -75,18 +74,6 @@ def wanted_actors(settings: Settings) -> list[str]:
     ]
     writers, upkeeps = [f"writer:{table}" for table in tables], [f"upkeep:{table}" for table in tables]
     return ["serializer", *writers, *feeds, *backfills, *upkeeps]
-
-
-def preferred_node(name: ActorName, nodes: Sequence[str]) -> str | None:
-    """Return the node that an actor should live on, None where it does not matter.
-
-    Feeds go round the nodes by index and copy, so that two copies of one share are on two nodes where there are two:
-    a node that is lost takes one of them. Only a wish: with that node gone, any other will do.
-    """
-    if name.role != "feed" or len(nodes) < 2:
-        return None
-    _, index, *copy = name.owns
-    return sorted(nodes)[(int(index) + int(copy[0] if copy else 1) - 1) % len(nodes)]
 
 
 def drain_stage(role: str) -> int:

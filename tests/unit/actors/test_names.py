@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.names import ActorName, drain_stage, preferred_node, wanted_actors
+from actors.names import ActorName, drain_stage, wanted_actors
 from k2ray.errors import BadInput
 from k2ray.settings import load_settings
 
@@ -46,19 +46,6 @@ def test_a_redundant_feed_is_two_actors() -> None:
     feeds = [name for name in wanted_actors(settings) if name.startswith("feed:")]
     assert feeds == ["feed:binance:0", "feed:binance:0:2", "feed:binance:1", "feed:binance:1:2"]
     assert [ActorName(name, 1).owns for name in feeds[:2]] == [("binance", "0"), ("binance", "0", "2")]
-
-
-@given(count=st.integers(2, 9), index=st.integers(0, 20))
-def test_two_copies_of_a_feed_are_wished_onto_two_nodes(count: int, index: int) -> None:
-    nodes = [f"node{number}" for number in range(count)]
-    wishes = {preferred_node(ActorName(f"feed:binance:{index}{copy}", 1), nodes) for copy in ("", ":2")}
-    assert len(wishes) == 2
-    assert wishes <= set(nodes)
-
-
-def test_where_there_is_one_node_nothing_is_wished() -> None:
-    assert preferred_node(ActorName("feed:binance:0:2", 1), ["only"]) is None
-    assert preferred_node(ActorName("writer:trades", 1), ["a", "b"]) is None
 
 
 def test_quotes_get_a_writer_of_their_own() -> None:
