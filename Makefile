@@ -47,7 +47,7 @@ integration: $(STAMP) ## Only the tests on real components
 	@$(PYTEST) tests/integration
 
 chaos: $(STAMP) ## Kill everything on purpose, under load, and compare ids (all cases)
-	@$(PYTEST) tests/chaos -m 'chaos or chaos_full'
+	@$(PYTEST) tests -m 'chaos or chaos_full'
 
 fuzz: $(STAMP) ## The randomised simulation of the ledger, longer (RUNS=2000)
 	@$(BIN)/python -m tests.fuzz.ledger --runs $(RUNS)
