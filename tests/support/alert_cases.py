@@ -108,6 +108,10 @@ CASES = (
     Case("K2rayNewSequenceSpace", (Series("LEDGER_EVENTS", {**TRADES, "kind": "space_opened"}, appearing(1), WRITER),)),
     Case("K2rayUpkeepBehind", (Series("TABLE_SNAPSHOTS", TRADES, growing(3, 1_001), "upkeep:trades"),)),
     Case("K2rayUpkeepBehind", (Series("TABLE_SMALL_FILES", TRADES, steady(30_000), "upkeep:trades"),), "SmallFiles"),
+    Case(
+        "K2rayCompactionRefused",
+        (Series("COMPACTIONS", {**TRADES, "outcome": "refused"}, appearing(1), "upkeep:trades"),),
+    ),
     Case("K2rayDiskLow", (Series("DISK_FREE_BYTES", {"place": "data_dir"}, steady(1e9), "upkeep:trades"),)),
     Case("K2raySchemaRegistryAway", (Series("WIRE_FALLBACK_ROWS", TOPIC, growing(500), FEED),)),
     Case("K2rayActorDown", (_actor("ACTOR_UP", steady(0)), _actor("ACTOR_FAILED", steady(0)))),
