@@ -59,7 +59,8 @@ def draw(picture: dict[str, Any]) -> RenderableType:
     for actor in picture["actors"]:
         table.add_row(*_cells(actor))
     verdict = "; ".join(picture["reasons"]) or "healthy"
-    head = f"api {picture['api']}   kafka {picture['kafka']}   ray {picture['ray']}   level {picture['level']}"
+    kafka, ray = (picture[part] or "does not run" for part in ("kafka", "ray"))
+    head = f"api {picture['api']}   kafka {kafka}   ray {ray}   level {picture['level']}"
     head += f"   release {picture['release']}" if picture["release"] else ""
     parts: list[RenderableType] = [Text(head), Text(verdict, style="yellow" if picture["reasons"] else "green"), table]
     if picture["gaps"]:

@@ -87,6 +87,10 @@ def test_a_leak_score_is_shown_once_its_window_is_full() -> None:
     assert "0.87" not in drawn(actor("writer:trades#1", memory={**score, "complete": False}))
 
 
+def test_what_does_not_run_has_no_address() -> None:
+    assert "kafka does not run   ray does not run" in drawn(kafka=None, ray=None, reasons=["Ray does not run"])
+
+
 def test_gaps_are_listed_with_their_ids() -> None:
     gap = {"exchange": "binance", "symbol": "BTCUSDT", "sequence_space": "", "first_id": 10, "last_id": 1_009}
     text = drawn(actor("writer:trades#1", detail={"open_gaps": 1}), gaps=[gap])
