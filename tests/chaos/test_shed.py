@@ -11,6 +11,9 @@ from tests.support.feed_world import SYMBOLS, FeedWorld, until
 from tests.support.kafka import TestBroker
 from tests.support.sim import start_sim
 
+# The broker starts twice, which takes a busy machine minutes.
+pytestmark = pytest.mark.timeout(400)
+
 RATE = 5_000
 
 

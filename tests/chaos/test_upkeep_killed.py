@@ -19,6 +19,9 @@ from tests.support.compaction import HOUR_S, clock_after, commit_small, data_fil
 from tests.support.lake import NOON_US, open_table, stored_ids
 from tests.support.upkeep_process import start_upkeep
 
+# Three processes that start Python, pyarrow and DuckDB, beside a writer.
+pytestmark = pytest.mark.timeout(400)
+
 ROWS = 40
 
 POINTS = {
@@ -74,7 +77,7 @@ def writer(tmp_path: Path) -> Iterator[BusyWriter]:
 
 
 def finished(process: subprocess.Popen[bytes]) -> int:
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode in {0, -signal.SIGKILL}, errors.decode()[-2000:]
     return process.returncode
 

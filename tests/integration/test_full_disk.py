@@ -102,6 +102,7 @@ def own_broker() -> Iterator[TestBroker]:
 
 
 @pytest.mark.chaos_full
+@pytest.mark.timeout(400)
 def test_the_brokers_disk_is_full_and_the_spool_takes_over(own_broker: TestBroker, tmp_path: Path) -> None:
     """The broker's process is refused to let files grow, as a full disk would; it halts, and is started once there is
     room. A limit of the process needs no right to mount, and the broker cannot tell the difference."""
