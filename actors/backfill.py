@@ -12,16 +12,19 @@ from typing import Any
 
 from actors.child import Child
 from actors.limits import Permits
+from actors.line import SupervisorLine
 from actors.rates import Rate
+from actors.reconnects import Reconnects
 from actors.schemas import encoder_of, keep_learning
 from k2ray.backfill.committed import CommittedLedgers
 from k2ray.backfill.recorder import gap_recorder
 from k2ray.backfill.session import BackfillSession
 from k2ray.clock import SystemClock
-from k2ray.errors import BadInput, TryAgain
+from k2ray.errors import BadInput, SupervisorUnavailable, TryAgain
 from k2ray.feed.transport import tls_context
 from k2ray.lake.catalog import open_catalog
 from k2ray.log.consumer import LogReader
+from k2ray.log.partition import share_of
 from k2ray.log.producer import LogProducer
 
 TURN_S = 1.0
@@ -86,18 +89,34 @@ class BackfillActor(Child):
             await asyncio.to_thread(reader.close)
 
     async def _work(self, session: BackfillSession) -> None:
-        working = asyncio.create_task(session.run())
+        working = {asyncio.create_task(session.run()), asyncio.create_task(self._follow_feeds(session))}
         try:
-            while not working.done() and not self.stopping.is_set():
+            ended: set[asyncio.Task[None]] = set()
+            while not ended and not self.stopping.is_set():
                 self.turn()
-                await asyncio.wait({working}, timeout=TURN_S)
-            if working.done():
-                await working
+                ended, _ = await asyncio.wait(working, timeout=TURN_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                await task
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
         flushed = await asyncio.to_thread(session.finish, self.settings.supervision.drain_timeout_s / 2)
         self.log.info("drained", flushed=flushed)
+
+    async def _follow_feeds(self, session: BackfillSession) -> None:
+        """Tell the session whose feed was away: the supervisor knows it from the health reports that it gathers."""
+        line, reconnects = SupervisorLine(self.layout.namespace), Reconnects(self._exchange)
+        chosen, partitions = self.settings.exchanges.enabled()[self._exchange], self.settings.kafka.partitions
+        while True:
+            try:
+                found = reconnects.note(await line.call("status"))
+            except SupervisorUnavailable:
+                found = set()  # the next answer tells as much
+            for index in found:
+                symbols = share_of(self._exchange, chosen.symbols, partitions, chosen.connections, index)
+                session.connected_anew(symbols)
+            await asyncio.sleep(self.settings.backfill.interval_s)
 
     async def _open(self, producer: LogProducer, reader: LogReader) -> BackfillSession | None:
         """Open the catalog, waiting for it while it is away; None if drained meanwhile."""

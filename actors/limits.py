@@ -17,16 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from actors import edge
-from actors.names import SUPERVISOR
+from actors.line import SupervisorLine
 from k2ray import metrics
 from k2ray.errors import SupervisorUnavailable, TryAgain
 from k2ray.exchanges.limits import Budgets, fallback, shared_budgets
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
-
-ANSWER_TIMEOUT_S = 2.0
-"""A supervisor that needs longer is away; one that restarts answers after 2 s."""
 
 LONGEST_PAUSE_S = 15.0
 """However long the wait: ask again after this, others may have given up what they wanted."""
@@ -127,8 +123,7 @@ class Permits:
     """
 
     def __init__(self, namespace: str, settings: Settings) -> None:
-        self._namespace = namespace
-        self._handle: Any = None
+        self._line = SupervisorLine(namespace)
         self._reserves = {name: fallback(exchange) for name, exchange in settings.exchanges.enabled().items()}
 
     async def permit(self, exchange: str, resource: str, amount: int = 1, *, deadline_s: float | None = None) -> None:
@@ -158,7 +153,7 @@ class Permits:
     async def ask(self, exchange: str, resource: str, amount: int = 1) -> float:
         """Ask once: 0 when granted, else the seconds to wait. Without a supervisor the reserve decides."""
         try:
-            return float(await self._call("permit", exchange, resource, amount))
+            return float(await self._line.call("permit", exchange, resource, amount))
         except SupervisorUnavailable as error:
             reserve = self._reserves[exchange]
             enough = amount <= reserve.most(resource)
@@ -170,7 +165,7 @@ class Permits:
         """Tell all that nothing is granted for so long; this process remembers it too."""
         self._reserves[exchange].ban(resource, time.monotonic() + for_s)
         try:
-            await self._call("ban", exchange, resource, for_s)
+            await self._line.call("ban", exchange, resource, for_s)
         except SupervisorUnavailable as error:
             _log.warning("ban_not_told", exchange=exchange, resource=resource, for_s=for_s, reason=str(error))
 
@@ -178,18 +173,6 @@ class Permits:
         """Tell what the exchange itself counts; without a supervisor only this process learns it."""
         self._reserves[exchange].observe(resource, used, time.monotonic())
         try:
-            await self._call("observe", exchange, resource, used)
+            await self._line.call("observe", exchange, resource, used)
         except SupervisorUnavailable:
             return
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                if self._handle is None:
-                    self._handle = await asyncio.to_thread(edge.find, SUPERVISOR, self._namespace)
-                return await edge.answer(self._handle, method, *arguments)
-        except TimeoutError:
-            raise SupervisorUnavailable(f"no answer to {method}() within {ANSWER_TIMEOUT_S:g} s") from None
-        except SupervisorUnavailable:
-            self._handle = None
-            raise

@@ -3,7 +3,7 @@
 Loops share one planner in one event loop; blocking work (catalog, Kafka) is done in threads:
 
 - look: the newest snapshot's ledger -> planner, and what changed -> the gaps table;
-- prove: newest ids by REST -> planner, so that trades missed above the newest row show;
+- prove (`newest.py`): newest ids by REST -> planner, so that trades missed above the newest row show;
 - fill: the planner's pages by REST -> rows with `origin=backfill` in the instrument's own partition, and seals. After
   each round Kafka has confirmed everything before the planner is told, with the partition's end: ids are not asked for
   again until a snapshot has passed that;
@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -34,7 +34,8 @@ from k2ray import metrics, model
 from k2ray.backfill.committed import CommittedLedgers, TableLook, proving_channels
 from k2ray.backfill.delivery import Delivery, Item, Letter, LogEnds, Producer, Rows, SealRecord
 from k2ray.backfill.fetch import RestReader, SharedBudget
-from k2ray.backfill.model import Answer, GiveUp, Newest, Page, Policy
+from k2ray.backfill.model import Answer, GiveUp, Page, Policy
+from k2ray.backfill.newest import NewestIds
 from k2ray.backfill.plan import Planner
 from k2ray.backfill.recorder import GapRecorder
 from k2ray.backfill.symbols import ask_about
@@ -67,6 +68,7 @@ class BackfillStatus:
         rows: Fetched and produced.
         pages: Answered.
         calls: REST questions by outcome.
+        asked_early: How often newest ids were asked for because a feed had connected anew.
         sealed_ids: Given up.
         weight_left: What this process may take now.
         banned_s: How long the exchange still wants nothing to be asked.
@@ -83,6 +85,7 @@ class BackfillStatus:
     rows: int
     pages: int
     calls: Mapping[str, int]
+    asked_early: int
     sealed_ids: int
     weight_left: int
     banned_s: float
@@ -147,6 +150,8 @@ class BackfillSession:
         )
         rows = {name: min(chosen.page_rows, self._rest.page_rows(name)) for name in self._channels}
         self.planner = Planner(policy, rows)
+        asked_of = (self._reader, self._rest, self.planner, self._channels)
+        self._newest = NewestIds(*asked_of, chosen.prove_interval_s, clock)
         self._looks: dict[str, TableLook] = {}
         self._looked = asyncio.Event()
         self._filling: list[tuple[str, str, int, int]] = []
@@ -171,15 +176,20 @@ class BackfillSession:
 
     async def _keep_asking(self) -> None:
         await self._learn()
-        await asyncio.gather(self._keep_proving(), self._keep_filling())
+        await asyncio.gather(self._newest.run(self._symbols), self._keep_filling())
 
     def finish(self, timeout_s: float) -> bool:
         """Flush what was produced last, after `run` was cancelled; blocking. Returns whether Kafka has everything."""
         return self._delivery.finish(timeout_s)
 
+    def connected_anew(self, symbols: Iterable[str]) -> None:
+        """Ask soon for the newest ids of symbols whose feed was away; from the event loop's thread."""
+        self._newest.soon(symbols)
+
     def status(self) -> BackfillStatus:
         """Return counts; safe to call from another thread."""
         gaps = [gap for look in list(self._looks.values()) for gap in look.gaps]
+        troubles = [*list(self._trouble.values()), self._delivery.trouble, self._newest.trouble]
         return BackfillStatus(
             looks=self._look_count,
             open_gaps=sum(not gap.sealed for gap in gaps),
@@ -188,10 +198,11 @@ class BackfillSession:
             rows=self._rows,
             pages=self._pages,
             calls=dict(self._reader.calls),
+            asked_early=self._newest.early,
             sealed_ids=self._sealed_ids,
             weight_left=self._reader.weight_left,
             banned_s=max(0.0, self._reader.banned_until_s - self._clock.monotonic_s()),
-            trouble="; ".join(sorted(text for text in (*list(self._trouble.values()), self._delivery.trouble) if text)),
+            trouble="; ".join(sorted(filter(None, troubles))),
             filling=self._filling,
             proofs=self._proofs,
         )
@@ -263,28 +274,6 @@ class BackfillSession:
             except (TryAgain, OperatorNeeded) as error:
                 self._trouble["tidy"] = f"upkeep of the gaps table: {error}"
                 _log.warning("gaps_not_tidied", reason=str(error))
-
-    # --- prove
-
-    async def _keep_proving(self) -> None:
-        while True:
-            for channel in self._channels:
-                for question in self._rest.newest(channel, self._symbols):
-                    # The id is the newest as of before the question: what is sent meanwhile may be missing in it.
-                    asked_us = self._clock.now_us()
-                    try:
-                        body = await self._reader.ask(question)
-                        newest = self._rest.read_newest(channel, question, body)
-                    except (ExchangeUnavailable, BadFrame) as error:
-                        self._trouble["newest"] = str(error)
-                        _log.warning("newest_ids_not_known", reason=str(error))
-                        continue
-                    self._trouble.pop("newest", None)
-                    asked_s = self._clock.monotonic_s()
-                    for symbol, newest_id in newest.items():
-                        if symbol in self._symbols:
-                            self.planner.newest((channel, symbol), Newest(newest_id, asked_us, asked_s))
-            await asyncio.sleep(self._settings.prove_interval_s)
 
     # --- fill
 

@@ -30,7 +30,7 @@ from k2ray.feed.publish import Producer, Publisher
 from k2ray.feed.rotation import OVERLAP_S, Rotation
 from k2ray.feed.status import FeedMetrics, FeedStatus, describe
 from k2ray.feed.transport import Connect, Endpoint, Transport, tls_context, transport_named
-from k2ray.log.partition import partition_of
+from k2ray.log.partition import share_of
 from k2ray.logs import get_logger
 from k2ray.settings import Settings
 from k2ray.wire.encoder import ARROW, RowEncoder
@@ -159,15 +159,14 @@ class FeedSession:
 
     def _own_subscription(self, index: int) -> Subscription:
         chosen, partitions = self._exchange_settings, self._settings.kafka.partitions
-        partition = {symbol: partition_of(self._exchange, symbol, partitions) for symbol in chosen.symbols}
-        symbols = tuple(symbol for symbol in chosen.symbols if partition[symbol] % chosen.connections == index)
-        streams = len(symbols) * len(chosen.channels)
+        share = share_of(self._exchange, chosen.symbols, partitions, chosen.connections, index)
+        streams = len(share) * len(chosen.channels)
         if streams > self._adapter.max_streams:
             raise SettingsError(
                 f"exchanges.{self._exchange}.connections: feed {index} would carry {streams} streams, "
                 f"the exchange allows {self._adapter.max_streams} on a connection; raise it"
             )
-        return Subscription(chosen.channels, symbols, tuple(partition[symbol] for symbol in symbols))
+        return Subscription(chosen.channels, tuple(share), tuple(share.values()))
 
     @property
     def symbols(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 
 def partition_of(exchange: str, symbol: str, partitions: int) -> int:
@@ -14,3 +15,9 @@ def partition_of(exchange: str, symbol: str, partitions: int) -> int:
         partitions: The topic's number of partitions, chosen once at its creation.
     """
     return zlib.crc32(f"{exchange}\0{symbol}".encode()) % partitions
+
+
+def share_of(exchange: str, symbols: Sequence[str], partitions: int, connections: int, index: int) -> dict[str, int]:
+    """Return the symbols of one of an exchange's connections, each with its partition p: p mod connections = index."""
+    of_symbol = {symbol: partition_of(exchange, symbol, partitions) for symbol in symbols}
+    return {symbol: partition for symbol, partition in of_symbol.items() if partition % connections == index}

@@ -159,7 +159,7 @@ async def test_where_the_reserve_is_too_small_one_waits_for_the_supervisor(
 
 
 async def test_a_supervisor_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("actors.limits.ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("actors.line.ANSWER_TIMEOUT_S", 0.05)
     Away(monkeypatch, tmp_path).hangs = True
     started_s = time.monotonic()
     await Permits("here", settings_with()).permit("binance", "connects")
