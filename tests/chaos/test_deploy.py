@@ -31,7 +31,7 @@ from tests.support.load import Report, load
 from tests.support.sim import Sim, start_sim
 from tests.support.system import Done, System, a_system
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 FreePort = Callable[[], int]
 

@@ -21,7 +21,8 @@ from k2ray.settings import Settings, load_settings
 from tests.support.moved import note_text
 from tests.support.sim import Sim
 
-COMMAND_TIMEOUT_S = 240
+COMMAND_TIMEOUT_S = 600
+"""Ends what hangs. `up` takes 15 s on an idle machine, and five minutes were seen at load 25."""
 
 
 @dataclass(frozen=True)
