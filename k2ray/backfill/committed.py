@@ -13,7 +13,7 @@ from pyiceberg.catalog import Catalog
 from k2ray.backfill.model import Committed, Hole, Stream
 from k2ray.clock import Clock
 from k2ray.errors import OperatorNeeded, TryAgain
-from k2ray.lake.ledger_file import load_ledger
+from k2ray.lake.ledger_file import load_ledger_beside_writer
 from k2ray.lake.progress import Progress, committed_progress
 from k2ray.ledger import Gap, Ledger
 from k2ray.ledger.spaces import Instrument
@@ -92,12 +92,7 @@ class CommittedLedgers:
         if seen is not None and progress.snapshot_id == seen[1].snapshot_id:
             self._seen[table_name] = (table.metadata_location, seen[1])
             return seen[1]
-        try:
-            ledger = load_ledger(table.io, progress, table_name)
-        except OperatorNeeded:
-            if self._heads.current(table_name).metadata_location == table.metadata_location:
-                raise
-            raise TryAgain(f"{table_name}: the snapshot expired while it was read") from None
+        ledger = load_ledger_beside_writer(table, progress, table_name, self._heads.current)
         look = self._read(table_name, ledger, progress)
         self._seen[table_name] = (table.metadata_location, look)
         return look

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pyiceberg.io import FileIO
+from pyiceberg.table import Table
 
-from k2ray.errors import CatalogUnavailable, OperatorNeeded
+from k2ray.errors import CatalogUnavailable, OperatorNeeded, TryAgain
 from k2ray.lake.durable import AWAY
 from k2ray.lake.progress import Offset, PartitionKey, Progress
 from k2ray.ledger import Ledger, LedgerParams
@@ -47,6 +48,29 @@ def load_ledger(io: FileIO, progress: Progress, table_name: str) -> Ledger:
             f"{progress.ledger} is of {positions.get(key)} in {key[0]}[{key[1]}], the key says {wanted.get(key)}"
         )
     return ledger
+
+
+def load_ledger_beside_writer(
+    table: Table, progress: Progress, table_name: str, newest: Callable[[str], Table]
+) -> Ledger:
+    """Return the ledger that a head's key names, while a writer and upkeep go on: its file may be gone meanwhile.
+
+    Args:
+        table: The head.
+        progress: Its key.
+        table_name: As `newest` wants it.
+        newest: Loads the newest head.
+
+    Raises:
+        OperatorNeeded: As `load_ledger`, and this is still the newest head.
+        TryAgain: It was not any more, or catalog or storage do not answer; begin again with the newest head.
+    """
+    try:
+        return load_ledger(table.io, progress, table_name)
+    except OperatorNeeded:
+        if newest(table_name).metadata_location == table.metadata_location:
+            raise
+        raise TryAgain(f"{table_name}: the snapshot expired while it was read") from None
 
 
 def dump_ledger(ledger: Ledger, offsets: Mapping[PartitionKey, Offset], topics: Mapping[str, str]) -> bytes:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from k2ray.backfill.spans import Span
-from k2ray.errors import BadRequest, OperatorNeeded, TryAgain
-from k2ray.lake.ledger_file import load_ledger
+from k2ray.errors import BadRequest, TryAgain
+from k2ray.lake.ledger_file import load_ledger_beside_writer
 from k2ray.lake.progress import committed_progress
 from k2ray.ledger import Gap, Ledger
 from k2ray.ledger.spaces import space_name
@@ -154,12 +154,7 @@ class Completeness:
         with self._lock:
             held = self._read.get(table_name)
             if held is None or held.snapshot_id != progress.snapshot_id:
-                try:
-                    ledger = load_ledger(table.io, progress, table_name)
-                except OperatorNeeded:
-                    if self._snapshots.head(table_name).metadata_location == table.metadata_location:
-                        raise
-                    raise TryAgain(f"{table_name}: the snapshot expired while it was read") from None
+                ledger = load_ledger_beside_writer(table, progress, table_name, self._snapshots.head)
                 held = self._read[table_name] = _Read(
                     progress.snapshot_id, tuple(numberings(ledger)), ledger.params.tolerance_us
                 )
