@@ -20,17 +20,16 @@ from typing import Any
 import psutil
 import uvloop
 
+from benchmarks.lone_feed import SYMBOLS, feed_settings
 from benchmarks.report import report
 from k2ray.feed.session import FeedSession
 from k2ray.layout import DataDir
 from k2ray.log.broker import LocalBroker
 from k2ray.log.producer import LogProducer
 from k2ray.log.spool import Spool
-from k2ray.log.topics import ensure_topics
 from k2ray.settings import Settings
 from k2ray.sim.process import running_sim
 
-SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT")
 STREAMS = {"trades": "trade", "quotes": "bookTicker"}
 
 
@@ -80,22 +79,7 @@ def measure(
 ) -> dict[str, Any]:
     arguments = ["--channels", ",".join(STREAMS[channel] for channel in channels)]
     with running_sim(folder, rate=rate, symbols=SYMBOLS, arguments=arguments) as sim:
-        settings = Settings.model_validate(
-            {
-                "tls": {"ca_file": str(sim.ca_file)},
-                "exchanges": {
-                    "binance": {
-                        "ws_url": sim.ws_url,
-                        "rest_url": sim.rest_url,
-                        "channels": channels,
-                        "symbols": SYMBOLS,
-                    }
-                },
-                "feed": {"transport": transport},
-                "kafka": {"bootstrap_servers": bootstrap, "topic_prefix": f"bench_{folder.name}"},
-            }
-        )
-        ensure_topics(bootstrap, settings)
+        settings = feed_settings(sim, bootstrap, folder, transport, channels)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as Ray's actors do
             found = runner.run(feed(settings, folder, seconds))
     return {"transport": transport, "channels": "+".join(channels), "offered": round(rate * len(channels)), **found}

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import uvloop
 
+from benchmarks.lone_feed import SYMBOLS, feed_settings
 from benchmarks.report import report
 from k2ray.feed.session import FeedSession
 from k2ray.layout import DataDir
@@ -30,12 +31,10 @@ from k2ray.log.broker import LocalBroker
 from k2ray.log.consumer import LogReader, Position
 from k2ray.log.producer import LogProducer
 from k2ray.log.spool import Spool
-from k2ray.log.topics import ensure_topics, topic_name
+from k2ray.log.topics import topic_name
 from k2ray.settings import Settings
 from k2ray.sim.process import running_sim
 from k2ray.wire.codec import decode
-
-SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT")
 
 
 def read(bootstrap: str, topic: str, partitions: int, stop: Pipe) -> None:
@@ -112,22 +111,7 @@ def measure(
     bootstrap: str, folder: Path, transport: str, rate: float, rotations: int, steady_s: float
 ) -> list[dict[str, Any]]:
     with running_sim(folder, rate=rate, symbols=SYMBOLS, truth=False, channels="trade") as sim:
-        settings = Settings.model_validate(
-            {
-                "tls": {"ca_file": str(sim.ca_file)},
-                "exchanges": {
-                    "binance": {
-                        "ws_url": sim.ws_url,
-                        "rest_url": sim.rest_url,
-                        "channels": ["trades"],
-                        "symbols": SYMBOLS,
-                    }
-                },
-                "feed": {"transport": transport},
-                "kafka": {"bootstrap_servers": bootstrap, "topic_prefix": f"bench_{folder.name}"},
-            }
-        )
-        ensure_topics(bootstrap, settings)
+        settings = feed_settings(sim, bootstrap, folder, transport, ["trades"])
         topic = topic_name(settings.kafka.topic_prefix, "crypto", "trades", "binance")
         ours, theirs = multiprocessing.Pipe()
         reader = multiprocessing.get_context("spawn").Process(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from k2ray.errors import MissingProgram
 from tests.support.kafka import TestBroker, local_kafka
 from tests.support.moved import MetricWatch
+from tests.support.ports import find_free_port
 from tests.support.prometheus import LackingPrometheus, Programs, find_programs
 from tests.support.ray_cluster import SmallCluster, prepare_environment, small_cluster
 
@@ -34,17 +34,8 @@ def lacking(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Return a function that finds a free TCP port of 127.0.0.1, outside the range that Ray's workers take."""
-
-    def find() -> int:
-        while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            if not 10002 <= port <= 19999:
-                return port
-
-    return find
+    """Return `ports.find_free_port`."""
+    return find_free_port
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -22,6 +21,7 @@ import httpx
 from k2ray.errors import MissingProgram
 from k2ray.log.jars import cache_folder
 from tests.support.eventually import eventually
+from tests.support.ports import find_free_port
 
 VERSION = "3.3.3"
 _ARTIFACT = f"io.apicurio:apicurio-registry-app:{VERSION}:tar.gz:all"
@@ -104,15 +104,6 @@ def _fetch(maven: str, folder: Path, environ: Mapping[str, str]) -> None:
         jar.parent.rename(folder)
 
 
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if not 10002 <= port <= 19999:
-            return port
-
-
 @contextlib.contextmanager
 def running_apicurio(environ: Mapping[str, str], log: Path, port: int | None = None) -> Iterator[Apicurio]:
     """Run a registry with an empty store in memory, and stop it by its pid.
@@ -122,9 +113,9 @@ def running_apicurio(environ: Mapping[str, str], log: Path, port: int | None = N
         log: File for what it prints.
         port: To listen on; None takes a free one.
     """
-    java, folder, port = find_java21(), fetch(environ), port or _free_port()
+    java, folder, port = find_java21(), fetch(environ), port or find_free_port()
     options = {"http.host": "127.0.0.1", "http.port": port, "management.host": "127.0.0.1"}
-    options["management.port"] = _free_port()
+    options["management.port"] = find_free_port()
     command = [java, "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     command += [f"-Dquarkus.{name}={value}" for name, value in options.items()]
     url = f"http://127.0.0.1:{port}/apis/ccompat/v7"

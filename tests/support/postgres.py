@@ -7,11 +7,12 @@ import importlib.util
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.ports import find_free_port
 
 USER = "k2"
 PASSWORD = "k2-tests-only"
@@ -59,9 +60,7 @@ def postgres() -> Iterator[str]:
     try:
         run("initdb", "-D", data, "-A", "scram-sha-256", "-U", USER, "--pwfile", str(folder / "pw"), "--no-sync",
             "-E", "UTF8", "--locale=C.UTF-8")  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = find_free_port()
         options = (
             f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c shared_buffers=32MB"
         )
