@@ -18,13 +18,13 @@ import pytest
 
 from actors import edge
 from actors.names import SUPERVISOR
-from tests.support.arena import Arena, broker_pid, fresh_arena, replica_pids, rival, standing_arena
+from tests.support.arena import PATIENCE_S, Arena, broker_pid, fresh_arena, replica_pids, rival, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import start_sim
 
 # Most cases take 10 to 40 s; a machine that builds and measures at the same time takes a multiple.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 RATE = 3_000
 
@@ -61,7 +61,7 @@ def kill_at(point: str) -> Callable[[Arena], None]:
     def strike(arena: Arena) -> None:
         victim = arena.running(WRITER)
         armed = arena.arm(WRITER, point, "kill")
-        eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=60)
+        eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=PATIENCE_S)
         arena.running(WRITER, after=victim["generation"])
 
     return strike
@@ -76,9 +76,9 @@ def stop_at(point: str | None) -> Callable[[Arena], None]:
             os.kill(victim["pid"], signal.SIGSTOP)
         else:
             armed = arena.arm(WRITER, point, "stop")
-            eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=60)
+            eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=PATIENCE_S)
         arena.running(WRITER, after=victim["generation"])
-        eventually(lambda: not edge.is_actor_process(victim["pid"]), "the stopped writer is gone")
+        eventually(lambda: not edge.is_actor_process(victim["pid"]), "the stopped writer is gone", timeout_s=PATIENCE_S)
 
     return strike
 
@@ -91,7 +91,7 @@ def terminate(logical: str) -> Callable[[Arena], None]:
         os.kill(victim["pid"], signal.SIGTERM)
         after = arena.running(logical, after=victim["generation"])
         assert after["restarts"] > victim["restarts"]
-        eventually(lambda: not edge.is_actor_process(victim["pid"]), "the deaf one is gone", timeout_s=40)
+        eventually(lambda: not edge.is_actor_process(victim["pid"]), "the deaf one is gone", timeout_s=PATIENCE_S)
 
     return strike
 
@@ -100,14 +100,16 @@ def wake_a_zombie(arena: Arena) -> None:
     """A second writer that nobody can kill is stopped between reading the head and its commit; it wakes up too late."""
     zombie, name, namespace = rival(arena)
     run = zombie.run.remote()
-    pid = edge.ask(zombie, "health", timeout_s=60)["pid"]
+    pid = edge.ask(zombie, "health", timeout_s=PATIENCE_S)["pid"]
     try:
         armed = arena.arm(name.logical, "head_read", "stop")
-        eventually(lambda: not armed.exists(), "the rival is about to commit", timeout_s=60)
+        eventually(lambda: not armed.exists(), "the rival is about to commit", timeout_s=PATIENCE_S)
         arena.more_commits("trades", rows=RATE)
         moved = "worlds_moved"
         os.kill(pid, signal.SIGCONT)
-        eventually(lambda: edge.ask(zombie, "health", timeout_s=30)[moved] > 0, "the zombie is refused", timeout_s=30)
+        eventually(
+            lambda: edge.ask(zombie, "health", timeout_s=30)[moved] > 0, "the zombie is refused", timeout_s=PATIENCE_S
+        )
         edge.ask(zombie, "drain", timeout_s=30)
         edge.ask(zombie, "health", timeout_s=30)
         import ray
@@ -134,7 +136,7 @@ def kill_broker(arena: Arena) -> None:
     """kill -9 of Kafka; the supervisor brings it back, feeds spool meanwhile."""
     pid = broker_pid(arena)
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: broker_pid(arena) != pid, "the broker is back", timeout_s=60)
+    eventually(lambda: broker_pid(arena) != pid, "the broker is back", timeout_s=PATIENCE_S)
     arena.more_commits("trades", rows=RATE)
 
 
@@ -160,12 +162,12 @@ def replace_inside_commit(arena: Arena) -> None:
     """The writer is replaced while it stands inside a commit, with which it goes on afterwards."""
     victim = arena.running(WRITER)
     armed = arena.arm(WRITER, "inside_commit", "stop")
-    eventually(lambda: not armed.exists(), "the writer is inside a commit", timeout_s=60)
+    eventually(lambda: not armed.exists(), "the writer is inside a commit", timeout_s=PATIENCE_S)
     arena.replace(WRITER, "memory")
     arena.running(WRITER, after=victim["generation"])
     if edge.is_actor_process(victim["pid"]):
         os.kill(victim["pid"], signal.SIGCONT)
-    eventually(lambda: not edge.is_actor_process(victim["pid"]), "the old writer is gone", timeout_s=40)
+    eventually(lambda: not edge.is_actor_process(victim["pid"]), "the old writer is gone", timeout_s=PATIENCE_S)
 
 
 def kill_supervisor_during_replacement(arena: Arena) -> None:
@@ -180,7 +182,7 @@ def kill_supervisor_during_replacement(arena: Arena) -> None:
         plans = [arena.actor(logical).get("replacement") or {} for logical in before]
         return all(plan.get("outcome") in {"done", "failed"} for plan in plans)
 
-    eventually(decided, "both replacements are decided", timeout_s=90)
+    eventually(decided, "both replacements are decided", timeout_s=PATIENCE_S)
     arena.all_running()
 
 
@@ -258,11 +260,12 @@ def test_a_killed_serve_replica_is_replaced_and_answers_the_same(arena: Arena, a
             return None
         return answer.json()["data"] if answer.status_code == 200 else None
 
-    before = eventually(ask, "it answers", timeout_s=60)
-    (pid,) = replica_pids(API)
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: replica_pids(API) not in ([], [pid]), "a new replica runs", timeout_s=60)
-    assert eventually(ask, "it answers again", timeout_s=60) == before
+    before = eventually(ask, "it answers", timeout_s=PATIENCE_S)
+    victims = eventually(lambda: set(replica_pids(API)), "a replica runs")
+    for pid in victims:  # more than one, where Serve itself is replacing one that was too slow for its health question
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: set(replica_pids(API)) - victims, "a new replica runs", timeout_s=PATIENCE_S)
+    assert eventually(ask, "it answers again", timeout_s=PATIENCE_S) == before
     assert all(verdict.exact for verdict in arena.verify())
 
 
@@ -305,7 +308,7 @@ def test_a_brand_new_table_loses_and_doubles_nothing_when_its_writer_is_killed_a
     with fresh_arena(ray, tmp_path / "fresh", arena, f"fresh_{point}") as fresh:
         armed = fresh.arm(WRITER, point, "kill")
         fresh.start()
-        eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=60)
+        eventually(lambda: not armed.exists(), f"the writer passes {point}", timeout_s=PATIENCE_S)
         fresh.running(WRITER, after=1)
         fresh.more_commits("trades", rows=RATE // 2)
         for verdict in fresh.verify():

@@ -13,12 +13,12 @@ import pytest
 from actors import edge
 from actors.names import SUPERVISOR
 from k2ray.exchanges.limits import SHARED_PART
-from tests.support.arena import Arena, standing_arena
+from tests.support.arena import PATIENCE_S, Arena, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import start_sim
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 RATE = 1_000
 BUSY = 5_000
@@ -44,7 +44,7 @@ def delivering(arena: Arena, logical: str) -> dict[str, Any]:
         actor = arena.actor(logical)
         return actor if actor.get("ready") and actor["detail"]["connection"] == "open" else {}
 
-    return eventually(look, f"{logical} delivers", timeout_s=60)
+    return eventually(look, f"{logical} delivers", timeout_s=PATIENCE_S)
 
 
 def order_rotation(arena: Arena, logical: str) -> None:
@@ -56,7 +56,7 @@ def order_rotation(arena: Arena, logical: str) -> None:
     eventually(
         lambda: delivering(arena, logical)["detail"]["rotations"]["operator"] > before,
         f"{logical} has rotated",
-        timeout_s=60,
+        timeout_s=PATIENCE_S,
     )
 
 
@@ -89,7 +89,7 @@ def test_rotations_by_order_and_by_notice_lose_nothing_and_a_new_supervisor_coun
         eventually(
             lambda logical=logical: delivering(arena, logical)["detail"]["rotations"]["shutdown"] > 0,  # type: ignore[misc]
             f"{logical} has moved",
-            timeout_s=60,
+            timeout_s=PATIENCE_S,
         )
     left = connects_left(arena)
     allowed = int(arena.settings.exchanges.enabled()["binance"].limits.connects * SHARED_PART)

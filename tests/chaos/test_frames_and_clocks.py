@@ -17,13 +17,13 @@ from pyiceberg.table import Table
 
 from k2ray.lake.catalog import load_table, open_catalog
 from k2ray.sim.audit import data_files
-from tests.support.arena import Arena, standing_arena
+from tests.support.arena import PATIENCE_S, Arena, standing_arena
 from tests.support.eventually import eventually
 from tests.support.ids import compare_ids
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import start_sim
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 RATE = 600
 FEED = "feed:binance:0"
@@ -63,7 +63,7 @@ def settled(arena: Arena) -> tuple[Path, Table]:
     eventually(
         lambda: compare_ids(until_now, trades(arena), "trade").missing == 0,
         "every id is there",
-        timeout_s=120,
+        timeout_s=PATIENCE_S,
         pause_s=0.5,
     )
     table = trades(arena)
@@ -88,7 +88,7 @@ def altered(arena: Arena, fault: str, count: int) -> None:
         state = arena.sim.state()["altered"]
         return sum(one["last_id"] - one["first_id"] + 1 for one in state if one["fault"] == fault) >= count
 
-    eventually(seen, f"{count} frames are {fault}", timeout_s=60, pause_s=0.2)
+    eventually(seen, f"{count} frames are {fault}", timeout_s=PATIENCE_S, pause_s=0.2)
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ def test_one_bad_frame_took_its_neighbours_with_it(arena: Arena) -> None:
             eventually(
                 lambda before=reconnects: arena.actor(FEED).get("detail", {}).get("reconnects", 0) > before,
                 f"{bad} ends the connection",
-                timeout_s=60,
+                timeout_s=PATIENCE_S,
             )
         eventually(
             lambda wanted=dead: arena.actor(FEED).get("detail", {}).get("dead_letters", 0) >= wanted,
             f"{bad} becomes dead letters",
-            timeout_s=60,
+            timeout_s=PATIENCE_S,
         )
     settled(arena)
     assert arena.actor(FEED)["restarts"] == 0, "no frame kills a feed"

@@ -43,6 +43,9 @@ from tests.support.eventually import eventually
 from tests.support.ray_cluster import SmallCluster
 from tests.support.sim import Sim
 
+PATIENCE_S = 180
+"""Ends what hangs; here it all takes seconds. At load 25 the start of an actor was seen to take a minute."""
+
 CHANNEL_OF = {"trades": "trade", "quotes": "bookTicker"}
 
 # Far more crashes than in any honest minute: they are ours, so nobody is given up for them.
@@ -131,7 +134,7 @@ class Arena:
             actor = self.actor(logical)
             return actor if actor.get("state") == "running" and actor["generation"] > after else {}
 
-        return eventually(look, f"{logical} runs after generation {after}", timeout_s=60)
+        return eventually(look, f"{logical} runs after generation {after}", timeout_s=PATIENCE_S)
 
     def replace(self, logical: str, reason: str = "operator") -> int:
         """Have an actor replaced, make before break; returns the new generation, not waiting for it."""
@@ -159,7 +162,7 @@ class Arena:
     def more_commits(self, table: str = "trades", rows: int = 1) -> None:
         """Wait until the table has grown by some rows."""
         before = self.committed(table)
-        eventually(lambda: self.committed(table) >= before + rows, f"{table} grows", timeout_s=90, pause_s=0.1)
+        eventually(lambda: self.committed(table) >= before + rows, f"{table} grows", timeout_s=PATIENCE_S, pause_s=0.1)
 
     def verify(self) -> list[Verdict]:
         """Wait until what is in Kafka now is committed, and compare."""
@@ -197,7 +200,7 @@ class Arena:
                 behind = [key for key in keys if key not in progress.offsets or progress.offsets[key].next < ends[key]]
                 return None if any(ends[key] for key in behind) else (loaded, progress)
 
-            loaded, progress = eventually(caught_up, f"{table} is caught up", timeout_s=90, pause_s=0.2)
+            loaded, progress = eventually(caught_up, f"{table} is caught up", timeout_s=PATIENCE_S, pause_s=0.2)
             below = {key: at.next for key, at in progress.offsets.items()}
             produced = _read_ids(reader, below)
         finally:
