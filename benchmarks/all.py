@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_BENCHMARKS = {"__init__", "all", "memory", "render", "report", "system"}
+NOT_BENCHMARKS = {"__init__", "all", "lone_feed", "memory", "render", "report", "system"}
 """`memory` runs nothing: it reads a soak's report."""
 
 
