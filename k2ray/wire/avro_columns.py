@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2ray.model import DECIMAL, REPEATED, STRING_MAP
-from k2ray.wire.avro_cursor import KEEP, NOT_TEXT, NULL, TRUNCATED, WIDE, Bits, Buffer, Cursor, Ints
+from k2ray.wire.avro_cursor import KEEP, NOT_TEXT, NULL, TRUNCATED, WIDE, Bits, Buffer, Cursor, Ints, Words
 
 _SHORT = 16
 _FEW = 4
+_NEVER_OVER = 15
+"""Bytes: 2**119 is less than 10**38."""
 
 
 def texts(cursor: Cursor, start: Ints, length: Ints) -> pa.Array:
@@ -28,11 +30,31 @@ def texts(cursor: Cursor, start: Ints, length: Ints) -> pa.Array:
     return array
 
 
-def repeated(cursor: Cursor, start: Ints, length: Ints) -> pa.DictionaryArray:
-    """Return the spans as a dictionary of strings."""
-    rows = len(start)
-    if not rows:
+def repeated(cursor: Cursor) -> pa.DictionaryArray:
+    """Read a text of each record, of which few are different; returns a dictionary of strings."""
+    if not len(cursor):
         return pa.array([], pa.string()).dictionary_encode().cast(REPEATED)
+    before = cursor.pos
+    short = cursor.short_texts()
+    if short is not None:
+        codes, texts_found = _told_apart(short)
+        raw = [text.to_bytes(8, "little")[1 : 1 + (text & 0xFF) // 2] for text in texts_found]
+        if all(map(_is_text, raw)):
+            return pa.DictionaryArray.from_arrays(codes, pa.array(raw, pa.binary()).cast(pa.string()))
+        cursor.pos = before
+    return _longer(cursor, *cursor.spans())
+
+
+def _told_apart(numbers: Words) -> tuple[pa.Array, list[int]]:
+    """Return the number of each value, and the values."""
+    if (numbers == numbers[0]).all():
+        return pa.array(np.zeros(len(numbers), dtype=np.int32)), [int(numbers[0])]
+    encoded = pa.array(numbers).dictionary_encode()
+    return encoded.indices, encoded.dictionary.to_pylist()
+
+
+def _longer(cursor: Cursor, start: Ints, length: Ints) -> pa.DictionaryArray:
+    rows = len(start)
     if length.max() > _SHORT:
         return texts(cursor, start, length).dictionary_encode().cast(REPEATED)
     buffer = cursor.buffer
@@ -104,6 +126,17 @@ def decimals(cursor: Cursor, start: Ints, length: Ints, scale: int) -> pa.Array:
     if size.max(initial=0) > 8:
         first = buffer.big[start].astype(np.uint64).view(np.int64)
         high = np.where(size > 8, first >> np.minimum((16 - size) * 8, 63), high)
+    if scale < DECIMAL.scale or size.max(initial=0) > _NEVER_OVER:
+        low, high = _within(cursor, low, high, scale)
+    wide = np.empty((len(low), 2), dtype=np.int64)
+    wide[:, 0] = low
+    wide[:, 1] = high
+    array = pa.Array.from_buffers(pa.decimal128(38, scale), len(low), [None, pa.py_buffer(wide)])
+    return array if scale == DECIMAL.scale else _rescaled(cursor, array)
+
+
+def _within(cursor: Cursor, low: Ints, high: Ints, scale: int) -> tuple[Ints, Ints]:
+    """Mark the records whose number does not fit, and make it 0."""
     unsigned = low.view(np.uint64)
     # Arrow does not check that a rescaled number still fits (it wraps around), so the bound is the smaller scale's own.
     bound = 10 ** (DECIMAL.precision - max(0, DECIMAL.scale - scale))
@@ -115,11 +148,7 @@ def decimals(cursor: Cursor, start: Ints, length: Ints, scale: int) -> pa.Array:
     if wrong.any():
         cursor.mark(wrong, WIDE)
         low, high = np.where(wrong, 0, low), np.where(wrong, 0, high)
-    wide = np.empty((len(low), 2), dtype=np.int64)
-    wide[:, 0] = low
-    wide[:, 1] = high
-    array = pa.Array.from_buffers(pa.decimal128(38, scale), len(low), [None, pa.py_buffer(wide)])
-    return array if scale == DECIMAL.scale else _rescaled(cursor, array)
+    return low, high
 
 
 def _rescaled(cursor: Cursor, array: pa.Array) -> pa.Array:

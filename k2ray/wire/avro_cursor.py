@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
 
 MARGIN = 16
 """Bytes before and behind the records, so that a window of 16 bytes never leaves the buffer."""
@@ -35,6 +36,7 @@ REASONS = {
 _HIGH_BITS = np.uint64(0x8080808080808080)
 _LOW_BITS = np.uint64(0x7F7F7F7F7F7F7F7F)
 _ONE = np.uint64(1)
+_BYTE = np.uint64(0xFF)
 # 8 bytes, the first n of them ones: what is kept of a window for a text of n bytes.
 KEEP = np.array([(1 << 8 * n) - 1 for n in range(8)] + [2**64 - 1], dtype=np.uint64)
 
@@ -159,6 +161,38 @@ class Cursor:
         self.skip(size)
         wrong = self.why > 0
         return np.minimum(start, self.end), np.where(wrong, 0, size).astype(np.int64)
+
+    def short_texts(self) -> Words | None:
+        """Read texts of at most 7 bytes, each as a number: its length's byte is the lowest, then come its own.
+
+        None, with nothing read, where any text is longer or anything is wrong: `spans` says what.
+        """
+        window = self.buffer.little[self.pos]
+        head = int(window[0]) & 0xFF
+        if head & 1 or head > 14:
+            return None
+        width: Ints | int = (head >> 1) + 1
+        texts = window & KEEP[width]
+        if (texts != texts[0]).any():
+            heads = (window & _BYTE).astype(np.int64)
+            if heads.max() > 14 or (heads & 1).any():
+                return None
+            width = (heads >> 1) + 1
+            texts = window & KEEP[width]
+        end = self.pos + width
+        if (end > self.end).any():
+            return None
+        self.pos = end
+        return texts
+
+    def common_branch(self, branches: int) -> int | None:
+        """Read which branch of a union all records take; None, with nothing read, where they differ."""
+        first = self.buffer.bytes[self.pos]
+        taken = int(first[0])
+        if taken & 1 or taken >> 1 >= min(branches, 64) or (first != taken).any() or (self.pos == self.end).any():
+            return None
+        self.pos = self.pos + 1
+        return taken >> 1
 
     def branch(self, branches: int) -> Ints:
         """Read which branch of a union each record takes."""

@@ -110,8 +110,11 @@ def _nothing(column: pa.Field, rows: int) -> pa.Array:
 
 def _present(cursor: Cursor, shape: Shape) -> Bits | None:
     """Read the union's branch; None if every record has a value."""
-    if not shape.branches:
+    if not shape.branches or not len(cursor):
         return None
+    common = cursor.common_branch(shape.branches)
+    if common is not None:
+        return None if common != shape.null_branch else np.zeros(len(cursor), dtype=np.bool_)
     taken = cursor.branch(shape.branches)
     if shape.null_branch is None:
         return None
@@ -121,7 +124,7 @@ def _present(cursor: Cursor, shape: Shape) -> Bits | None:
 
 def _values(cursor: Cursor, shape: Shape, kind: pa.DataType) -> pa.Array:
     if kind == REPEATED:
-        return columns.repeated(cursor, *cursor.spans())
+        return columns.repeated(cursor)
     if kind == pa.string():
         return columns.texts(cursor, *cursor.spans())
     if kind == DECIMAL:

@@ -134,6 +134,24 @@ def test_many_symbols_and_framing() -> None:
     assert (refused, back.to_pylist()) == ([], rows.to_pylist())
 
 
+@pytest.mark.parametrize("lengths", [[0], [7], [8], [0, 7], [7, 8], [1, 20], [3, 16, 17]])
+def test_repeated_texts_of_every_length_come_out_as_they_went_in(lengths: list[int]) -> None:
+    """Those of up to 7 bytes are told apart as numbers, alone or beside longer ones, also in the last record."""
+    texts = ["é" * (length // 2) + "x" * (length % 2) for length in lengths * 3]
+    rows = [{**plain(trades(1, first_id=at))[0], "symbol": text, "side": text} for at, text in enumerate(texts)]
+    back, refused = reader().read(by_fastavro(rows, SCHEMAS["trades"]))
+    assert (refused, plain(back)) == ([], rows)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_record_that_ends_inside_of_a_short_text_is_refused_alone(cut: int) -> None:
+    """Also as the last one, behind which the buffer goes on with other bytes."""
+    for values in ([GOOD[0], GOOD[1][:cut]], [GOOD[1][:cut], GOOD[0]], [GOOD[1][:cut]]):
+        back, refused = reader().read(values)
+        assert len(refused) == 1
+        assert back.to_pylist() == trades(1).to_pylist()[: len(values) - 1]
+
+
 GOOD = by_fastavro(plain(trades(3)), SCHEMAS["trades"])
 
 
