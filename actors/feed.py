@@ -9,10 +9,13 @@ import asyncio
 import functools
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from actors.child import Child
 from actors.limits import Permits
+from actors.names import ActorName, wanted_actors
 from actors.rates import Rate
 from actors.schemas import encoder_of, keep_learning
 from k2ray.feed.session import FeedSession
@@ -30,6 +33,29 @@ SCHEMAS_WAIT_S = 3.0
 """How long a feed that is to send Avro waits for its schema ids before it connects; rows before that go as Arrow."""
 
 
+def spool_folder(spools: Path, name: ActorName) -> Path:
+    """Return a feed's own folder, the same for all of its generations."""
+    return spools / "-".join(name.owns)
+
+
+def orphaned_spools(spools: Path, name: ActorName, wanted: Iterable[str]) -> list[Path]:
+    """Return the folders of those feeds of this exchange that the settings do not ask for any more.
+
+    With fewer connections, or one copy: what they could not deliver is the first feed's to deliver, or it lies there
+    for good.
+
+    Args:
+        spools: Where all folders are.
+        name: Who asks.
+        wanted: All logical names.
+    """
+    exchange, *place = name.owns
+    if place != ["0"]:
+        return []
+    owned = {spool_folder(spools, ActorName(logical, 1)) for logical in wanted if logical.startswith("feed:")}
+    return sorted(folder for folder in spools.glob(f"{exchange}-*") if folder.is_dir() and folder not in owned)
+
+
 class FeedActor(Child):
     """Records one connection's share of an exchange; named `feed:<exchange>:<index>#<generation>`.
 
@@ -44,11 +70,12 @@ class FeedActor(Child):
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.overlap_s = self.settings.supervision.overlap_s
         exchange, index, *copy = self.name.owns
-        folder = self.layout.spool / "-".join(self.name.owns)
+        spools = self.layout.spool
+        orphans = orphaned_spools(spools, self.name, wanted_actors(self.settings))
         self._producer = LogProducer(
             self.bootstrap,
             client_id=self.name.logical,
-            spool=Spool(folder, self.settings.feed.spool_max_bytes),
+            spool=Spool(spool_folder(spools, self.name), self.settings.feed.spool_max_bytes, orphans),
             settings=self.settings.kafka,
         )
         self._permits = Permits(self.layout.namespace, self.settings)

@@ -5,7 +5,8 @@ once Kafka confirmed all of it, so a crash in between sends some records twice (
 Over the bound, or with the disk full, a record is shed: counted by topic and reported, never silently.
 
 Two processes may share a folder for a while (a feed's new generation beside its old one): each takes a slot of its own
-by a file lock, and adopts what dead ones left behind. Not its job: when to spool and when to replay (`producer.py`).
+by a file lock, and adopts what dead ones left behind; so does what lies in the folders of producers that nobody wants
+any more. Not its job: when to spool and when to replay (`producer.py`).
 """
 
 from __future__ import annotations
@@ -55,14 +56,16 @@ class Spool:
     Args:
         folder: Its own; slots are made below it.
         max_bytes: Most that may lie on disk in this process's slot.
+        orphans: Folders of producers that are not wanted any more. One that still lives is left alone until it ends.
 
     Attributes:
         shed: Topic -> what was given up.
         bytes: Bytes on disk, those that are being replayed included.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, orphans: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self._orphans = tuple(orphans)
         self.max_bytes = max_bytes
         self.shed: dict[str, Shed] = {}
         self.bytes = 0
@@ -165,9 +168,9 @@ class Spool:
                 open_file[1].sync()
 
     def adopt(self) -> int:
-        """Take over what dead processes left in other slots of the folder; returns the number of files."""
+        """Take over what dead processes left in other slots of the folders; returns the number of files."""
         adopted = 0
-        for slot in sorted(self.folder.glob("slot-*")):
+        for slot in (slot for folder in (self.folder, *self._orphans) for slot in sorted(folder.glob("slot-*"))):
             if slot == self._slot:
                 continue
             lock = _try_lock(slot)

@@ -176,6 +176,20 @@ def test_two_generations_beside_each_other_do_not_touch_each_others_files(tmp_pa
     new.close()
 
 
+def test_what_a_producer_left_that_nobody_wants_any_more_is_delivered_too(tmp_path: Path) -> None:
+    """Fewer connections than before: the rows that the last feed could not deliver lay in its folder for good."""
+    gone = Spool(tmp_path / "binance-1", LARGE)
+    gone.append(record(1))
+    heir = Spool(tmp_path / "binance-0", LARGE, [tmp_path / "binance-1", tmp_path / "never was"])
+    assert not heir.waiting, "it still lives, and delivers its own"
+    gone.close()
+    heir.append(record(2))
+    assert heir.adopt() == 1
+    assert sorted(drain(heir)) == [1, 2]
+    heir.close()
+    assert list(tmp_path.glob("*/slot-*/*.arrow")) == []
+
+
 def test_a_record_that_kafka_refuses_is_kept_aside(tmp_path: Path) -> None:
     spool = Spool(tmp_path, LARGE)
     assert spool.set_aside(record(7), "too large for the broker")
