@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
+from k2ray.logs import SAMPLES, remove_old_logs
+
 INTERVAL_S = 60.0
 DAYS_KEPT = 35
 """Enough for a validation of a month; a day takes about 2 MB."""
-
-_PREFIX = "samples-"
 
 
 class ActorSample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,7 +103,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 class SampleLog:
-    """Appends samples to the day's file, when it is time, and removes files that are too old.
+    """Appends samples to the day's file, when it is time, and once a day removes samples and logs that are too old.
 
     Args:
         folder: `DataDir.logs`.
@@ -134,15 +134,16 @@ class SampleLog:
         if day != self._day:
             self._day = day
             self._remove_old(at_s)
-        with (self._folder / f"{_PREFIX}{day}.jsonl").open("ab") as out:
+        with (self._folder / f"{SAMPLES}{day}.jsonl").open("ab") as out:
             out.write(msgspec.json.encode(sample_of(status, at_s)) + b"\n")
         return True
 
     def _remove_old(self, at_s: float) -> None:
         oldest = _day(at_s - DAYS_KEPT * 86_400)
-        for file in self._folder.glob(f"{_PREFIX}*.jsonl"):
-            if file.stem.removeprefix(_PREFIX) < oldest:
+        for file in self._folder.glob(f"{SAMPLES}*.jsonl"):
+            if file.stem.removeprefix(SAMPLES) < oldest:
                 file.unlink(missing_ok=True)
+        remove_old_logs(self._folder, at_s)
 
 
 def _day(at_s: float) -> str:
@@ -153,8 +154,8 @@ def read_samples(folder: Path, since_s: float, until_s: float) -> list[Sample]:
     """Return the samples of a period, oldest first."""
     days = (_day(since_s), _day(until_s))
     found: list[Sample] = []
-    for file in sorted(folder.glob(f"{_PREFIX}*.jsonl")):
-        if days[0] <= file.stem.removeprefix(_PREFIX) <= days[1]:
+    for file in sorted(folder.glob(f"{SAMPLES}*.jsonl")):
+        if days[0] <= file.stem.removeprefix(SAMPLES) <= days[1]:
             found += read_lines(file.read_bytes().splitlines())
     return sorted((one for one in found if since_s <= one.at_s <= until_s), key=lambda one: one.at_s)
 
