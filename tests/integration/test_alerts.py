@@ -1,4 +1,4 @@
-"""Every alert fires in a real Prometheus on its own fault and on nothing else, and none on a healthy system.
+"""Every alert fires in a real Prometheus on its own fault and on nothing else, and none on a healthy or a thin system.
 
 Two ways: a real Prometheus scrapes crafted systems, with all durations of the rules divided by thirty; promtool runs
 the rules as they are over the same series.
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from k2ray.cli.monitoring import monitoring
-from tests.support.alert_cases import CASES, SCRAPE_DOWN, healthy
+from tests.support.alert_cases import CASES, SCRAPE_DOWN, healthy, thin
 from tests.support.crafted import crafted_systems, input_series
 from tests.support.eventually import eventually
 from tests.support.prometheus import Programs, Prometheus, running_prometheus
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.integration
 
 INTERVAL_S = 0.5
 REAL_INTERVAL_S = 15.0
-SYSTEMS = {case.instance: case.series for case in CASES} | {"healthy": healthy()}
+QUIET = {"healthy": healthy(), "thin": thin()}
+SYSTEMS = {case.instance: case.series for case in CASES} | QUIET
 
 
 Fired = dict[str, set[str]]
@@ -108,8 +109,9 @@ def test_each_alert_waits_as_long_as_it_says(prometheus_programs: Programs, tmp_
         "expr": 'count(max_over_time(ALERTS{alertstate="firing"}[2h])) or vector(0)',
         "exp_samples": [_sample(0)],
     }
-    series = input_series(healthy(), 66, "healthy")
-    tests.append({"interval": "15s", "name": "healthy", "input_series": series, "promql_expr_test": [quiet]})
+    for name, series_of in QUIET.items():
+        series = input_series(series_of, 66, name)
+        tests.append({"interval": "15s", "name": name, "input_series": series, "promql_expr_test": [quiet]})
     file = tmp_path / "rules_test.yml"
     file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": tests}))
     assert "SUCCESS" in prometheus_programs.check("test", "rules", str(file))

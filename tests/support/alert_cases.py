@@ -45,7 +45,14 @@ def _actor(metric: str, at: AtTick, **labels: str) -> Series:
 
 CASES = (
     Case("K2rayFeedDown", (_feed("FEED_READY", steady(0)),)),
-    Case("K2rayFeedStale", (_feed("FEED_DATA_AGE", growing(15, 100)), _feed("FEED_READY", steady(1)))),
+    Case(
+        "K2rayFeedStale",
+        (
+            _feed("FEED_DATA_AGE", growing(15, 100)),
+            _feed("FEED_READY", steady(1)),
+            _feed("FEED_FRAMES", growing(20_000)),
+        ),
+    ),
     Case(
         "K2rayRotationFailing",
         (
@@ -197,6 +204,17 @@ _WELL: dict[str, AtTick] = {
     "SPOOL_BYTES": steady(0),
     "SPOOL_LIMIT_BYTES": steady(4e9),
 }
+
+
+def thin() -> tuple[Series, ...]:
+    """Return a feed of symbols that hardly anybody trades: silent for long, and nothing is wrong."""
+    return (
+        _feed("FEED_DATA_AGE", growing(15, 100)),
+        _feed("FEED_READY", steady(1)),
+        _feed("FEED_FRAMES", growing(1)),
+        _feed("FEED_STALE_PROBES", growing(1)),
+        _feed("FEED_PONG_AGE", steady(5)),
+    )
 
 
 def healthy() -> tuple[Series, ...]:
