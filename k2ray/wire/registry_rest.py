@@ -5,8 +5,9 @@ httpx' successor and certifi), and four calls are all that is needed. Errors by 
 mean "ask again"; a clear "there is none" (40401, 40402, 40403) is an answer; 409 is a refusal; 401 and 403 need a
 person.
 
-A registry's own default may be NONE (Apicurio's is): the subject is set to our level before its second schema, and the
-rule is checked here as well.
+A registry's own default may be NONE (Apicurio's is): the subject is set to our level before its second schema, also
+where it has one already (whoever made it may have died before that), and the rule is checked here as well. A level that
+is as strict as ours, or stricter, is somebody's decision and stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import httpx
 
 from k2ray.errors import IncompatibleSchema, OperatorNeeded, RegistryUnavailable
 from k2ray.feed.transport import tls_context
+from k2ray.logs import get_logger
 from k2ray.settings import Tls, Wire
 from k2ray.wire.compatibility import canonical
 from k2ray.wire.registry import check_compatible, check_subject
@@ -29,6 +31,12 @@ _ASK_AGAIN = {408, 425, 429}
 _NOT_FOUND = 404
 _CONFLICT = 409
 _FORBIDDEN = {401, 403}
+_AS_STRICT = {
+    "BACKWARD": {"BACKWARD", "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"},
+    "BACKWARD_TRANSITIVE": {"BACKWARD_TRANSITIVE", "FULL_TRANSITIVE"},
+}
+
+_log = get_logger(__name__)
 
 
 class RestRegistry:
@@ -86,6 +94,7 @@ class RestRegistry:
         with self._lock:
             found = self._ask("POST", path, {"schema": wanted})
             if found is not None:
+                self._keep_level(subject)
                 return int(found["id"])
             old = self.versions(subject)
             check_compatible(subject, wanted, old, self._level)
@@ -108,10 +117,29 @@ class RestRegistry:
         """Close the connections."""
         self._client.close()
 
-    def _set_level(self, subject: str) -> None:
-        if subject not in self._leveled:
-            self._ask("PUT", f"/config/{quote(subject, safe='')}", {"compatibility": self._level})
+    def _keep_level(self, subject: str) -> None:
+        """Set the level of a subject that has our schema; who may only read goes on without it."""
+        try:
+            self._set_level(subject)
+        except OperatorNeeded as error:
+            _log.warning("compatibility_not_set", subject=subject, level=self._level, reason=str(error))
             self._leveled.add(subject)
+
+    def _set_level(self, subject: str) -> None:
+        if subject in self._leveled:
+            return
+        path = f"/config/{quote(subject, safe='')}"
+        if self._level_of(path) not in _AS_STRICT[self._level]:
+            self._ask("PUT", path, {"compatibility": self._level})
+        self._leveled.add(subject)
+
+    def _level_of(self, path: str) -> str | None:
+        """Return a subject's own level; None where it has none, whatever words a registry has for that."""
+        try:
+            present = self._ask("GET", path)
+        except OperatorNeeded:
+            return None
+        return present.get("compatibilityLevel") if isinstance(present, dict) else None
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         """Return the answer's JSON; None for a clear "there is none"."""

@@ -18,6 +18,7 @@ from k2ray.log.producer import LogProducer
 from k2ray.log.topics import dead_letter_topic
 from k2ray.settings import Settings, Tls, Wire, load_settings
 from k2ray.wire.avro_schema import SCHEMAS, shape_of
+from k2ray.wire.compatibility import canonical
 from k2ray.wire.encoder import AvroEncoder, publish_rows
 from k2ray.wire.framing import subject_of
 from k2ray.wire.registry_rest import RestRegistry
@@ -87,6 +88,14 @@ def test_backward_is_enforced_by_us_and_by_the_registry_whose_default_is_none(
     newer = registry.id_for(subject, changed("trades", add="venue"))
     assert newer != registry.id_for(subject, SCHEMAS["trades"])
     assert len(registry.versions(subject)) == 2
+
+
+def test_a_schema_that_was_registered_without_the_level_gets_it(apicurio: Apicurio, registry: RestRegistry) -> None:
+    subject = subject_of("half.crypto.trades.binance")
+    body = {"schema": canonical(SCHEMAS["trades"])}
+    made = httpx.post(f"{apicurio.url}/subjects/{subject}/versions", json=body, trust_env=False)
+    assert registry.id_for(subject, SCHEMAS["trades"]) == made.json()["id"]
+    assert ask(apicurio, f"/config/{subject}")["compatibilityLevel"] == "BACKWARD"
 
 
 def test_no_answer_and_a_refusal_are_told_apart(apicurio: Apicurio) -> None:

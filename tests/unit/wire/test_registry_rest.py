@@ -12,6 +12,7 @@ import pytest
 from k2ray.errors import BadInput, IncompatibleSchema, OperatorNeeded, RegistryUnavailable
 from k2ray.settings import Tls, Wire
 from k2ray.wire.avro_schema import SCHEMAS
+from k2ray.wire.compatibility import canonical
 from k2ray.wire.registry_rest import RestRegistry
 from k2ray.wire.schemas import UnknownSchema
 from tests.support.schemas import changed
@@ -62,16 +63,25 @@ def test_no_connection_is_ask_again() -> None:
 class Server:
     """A registry that keeps what it is told and remembers the questions."""
 
-    def __init__(self, *kept: str, conflict: bool = False) -> None:
+    def __init__(self, *kept: str, conflict: bool = False, level: str = "", read_only: bool = False) -> None:
         self.kept = list(kept)
         self.conflict = conflict
         self.asked: list[str] = []
-        self.level = ""
+        self.level = level
+        self.read_only = read_only
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/api")
         self.asked.append(f"{request.method} {path}")
         body = json.loads(request.content) if request.content else {}
+        if self.read_only and request.method == "PUT":
+            return httpx.Response(403, json={"error_code": 40301, "message": "read only"})
+        if path.startswith("/config/") and request.method == "GET":
+            if self.level == "unsaid":
+                return httpx.Response(404, json={"title": "a rule was not found", "status": 404})
+            if not self.level:
+                return httpx.Response(404, json={"error_code": 40408, "message": "no compatibility of its own"})
+            return httpx.Response(200, json={"compatibilityLevel": self.level})
         if path.startswith("/config/"):
             self.level = body["compatibility"]
             return httpx.Response(200, json={})
@@ -106,6 +116,31 @@ def test_our_own_rule_holds_where_the_registry_has_none() -> None:
     with pytest.raises(IncompatibleSchema, match="venue"):
         registry(server).id_for(SUBJECT, changed("trades", add="venue", default=False))
     assert len(server.kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("level", "after"),
+    [
+        ("", "BACKWARD"),
+        ("unsaid", "BACKWARD"),
+        ("NONE", "BACKWARD"),
+        ("FORWARD", "BACKWARD"),
+        ("BACKWARD", "BACKWARD"),
+        ("FULL", "FULL"),
+    ],
+)
+def test_a_subject_that_was_left_without_a_level_gets_it_and_a_stricter_one_stays(level: str, after: str) -> None:
+    """A process that died between its first schema and the level left the registry's own default, which may be NONE."""
+    server = Server(canonical(SCHEMAS["trades"]), level=level)
+    keeper = registry(server)
+    assert [keeper.id_for(SUBJECT, SCHEMAS["trades"]) for _ in range(3)] == [1, 1, 1]
+    assert server.level == after
+    assert sum("/config/" in question for question in server.asked) <= 2, "asked once a process"
+
+
+def test_who_may_only_read_uses_the_schema_that_is_there() -> None:
+    server = Server(canonical(SCHEMAS["trades"]), read_only=True)
+    assert registry(server).id_for(SUBJECT, SCHEMAS["trades"]) == 1
 
 
 def test_what_the_registry_refuses_is_a_persons() -> None:
