@@ -39,7 +39,11 @@ def rotate(config: Path | None, logical: str) -> None:
 
     supervisor = edge.find(SUPERVISOR, system.layout.namespace)
     with step(f"rotating {logical}") as current:
-        answer = edge.ask(supervisor, "order", logical, "rotate", timeout_s=ANSWER_TIMEOUT_S)
+        try:
+            answer = edge.ask(supervisor, "order", logical, "rotate", timeout_s=ANSWER_TIMEOUT_S)
+        except BadInput as error:
+            feeds = _feeds(edge.ask(supervisor, "status", timeout_s=ANSWER_TIMEOUT_S))
+            raise BadInput(f"{error}; the feeds here are: {', '.join(feeds) or 'none'}") from None
         if "rotating" not in answer["answer"] and "under way" not in answer["answer"]:
             raise BadInput(f"{logical}: {answer['answer']}")
         before = sum(answer["rotations"].values())
@@ -56,6 +60,11 @@ def rotate(config: Path | None, logical: str) -> None:
                 why = detail.get("last_close", "")
                 raise TryAgain(f"no new connection within {DONE_TIMEOUT_S:g} s ({why}); the old one stays meanwhile")
             time.sleep(POLL_S)
+
+
+def _feeds(status: dict[str, Any]) -> list[str]:
+    """Return the logical names of all feeds, copies included."""
+    return [actor["name"].partition("#")[0] for actor in status["actors"] if actor["role"] == "feed"]
 
 
 def _detail(status: dict[str, Any], logical: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
         assert "the new connection delivers" in rotated.out
         nobody = system.run("rotate", "feed:binance:9")
         assert nobody.status != 0
-        assert "feed:binance:9" in nobody.err
+        assert "no actor 'feed:binance:9' runs now; the feeds here are: feed:binance:0" in nobody.err
 
         # A dead actor shows as degraded or is back already; a dead broker comes back by itself.
         sim.stop()
