@@ -5,14 +5,17 @@
   fro between two processes.
 - A life that does not answer in time is shown as it was, for a while: a busy actor must not blink. How old its text is
   has a metric of its own.
-- The API's replicas have random names, and a load balancer chooses who is asked. Each reports to the supervisor and
-  gets a slot (`api:0`, `api:1`): every answer shows all of them, and a year of deployments leaves a handful of names.
+- The API's replicas have random names (`<id>/<pid>`), and a load balancer chooses who is asked. Each reports to the
+  supervisor and gets a slot (`api:0`, `api:1`): every answer shows all of them, and a year of deployments leaves a
+  handful of names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 from actors.names import ActorName
 
@@ -21,6 +24,9 @@ KEPT_S = 15.0
 
 REPLICA_KEPT_S = 30.0
 """Replicas report every few seconds; one that has not for this long is gone, and its slot is free."""
+
+
+_RSS = re.compile(r"^k2ray_actor_rss_bytes (\S+)$", re.MULTILINE)
 
 
 @dataclass
@@ -66,7 +72,15 @@ class Collected:
             if now_s - found.at_s <= KEPT_S:
                 leaves = name.generation < newest[name.logical]
                 shown[str(name) if leaves else name.logical] = found.text
-        return shown | {_slot_name(slot): self._replicas[holder].text for slot, holder in sorted(self._slots.items())}
+        return shown | {_slot_name(slot): self._replicas[holder].text for slot, holder in self._held()}
+
+    def replicas(self, now_s: float) -> list[dict[str, Any]]:
+        """Return the API's replicas, by slot: `name`, `pid` (None if it does not say), `rss_bytes`."""
+        self._free_slots(now_s)
+        return [_replica(_slot_name(slot), holder, self._replicas[holder].text) for slot, holder in self._held()]
+
+    def _held(self) -> list[tuple[int, str]]:
+        return sorted(self._slots.items())
 
     def ages_s(self, now_s: float) -> dict[str, float]:
         """Return how old each name's newest text is, also of those that are not shown any more."""
@@ -78,6 +92,16 @@ class Collected:
             replica: found for replica, found in self._replicas.items() if now_s - found.at_s <= REPLICA_KEPT_S
         }
         self._slots = {slot: holder for slot, holder in self._slots.items() if holder in self._replicas}
+
+
+def _replica(name: str, holder: str, text: str) -> dict[str, Any]:
+    pid = holder.rpartition("/")[2]
+    rss = _RSS.search(text)
+    return {
+        "name": name,
+        "pid": int(pid) if pid.isdecimal() else None,
+        "rss_bytes": int(float(rss[1])) if rss is not None else None,
+    }
 
 
 def _slot_name(slot: int) -> str:

@@ -89,6 +89,10 @@ class Scrape:
         """Take a replica's metrics and return the name under which they are shown."""
         return self._collected.note_replica(replica, text, time.monotonic())
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return the API's replicas as values (`Collected.replicas`)."""
+        return self._collected.replicas(time.monotonic())
+
     async def mirror(self) -> None:
         """Show everything in Ray's own metrics too, for ever."""
         mirror = RayMirror()

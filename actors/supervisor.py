@@ -58,7 +58,8 @@ def system_status(namespace: str, timeout_s: float) -> dict[str, Any]:
         timeout_s: Longest wait.
 
     Returns:
-        `level`, `actors` (a list as in `status --json`), `gaps`, `broker`, `stopping`, `settled`, `loop_age_s`.
+        `level`, `actors` (a list as in `status --json`), `replicas` (of HTTP: name, pid, rss_bytes), `gaps`, `broker`,
+        `stopping`, `settled`, `loop_age_s`.
 
     Raises:
         SupervisorUnavailable: It does not live, does not answer in time, or its loop hangs.
@@ -239,7 +240,8 @@ class Supervisor:
         assert self._wanted is not None
         broker = self._keeper.status() if self._keeper else None
         own = self._memory.report()
-        self._status = describe(reconciler, broker, self._births, self._wanted, own)
+        picture = describe(reconciler, broker, self._births, self._wanted, own)
+        self._status = {**picture, "replicas": self._scrape.replicas()}
         self._write_sample(now_s)
         self._mind_own_memory(own)
 

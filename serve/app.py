@@ -8,6 +8,7 @@ Next in the flow: `api.py` is the FastAPI app that each replica runs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from serve.metrics import SystemMetrics
 STATUS_TIMEOUT_S = 2.0
 METRICS_TIMEOUT_S = 4.0
 
+DRAIN_MARGIN_S = 10.0
+"""A replica that is replaced answers what it was asked before it ends: the longest query, and the way there and back."""
+
 
 class MarketApi:
     """What Serve runs: builds the app in the replica and says that it is alive.
@@ -43,8 +47,9 @@ class MarketApi:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         layout = DataDir(self._settings.data_dir)
-        namespace, replica = layout.namespace, str(serve.get_replica_context().replica_id.unique_id)
-        configure_logs(layout.logs, f"api-{replica}")
+        namespace, unique = layout.namespace, str(serve.get_replica_context().replica_id.unique_id)
+        replica = f"{unique}/{os.getpid()}"
+        configure_logs(layout.logs, f"api-{unique}")
         MemorySampler(self._settings.memory).start()
         return build_api(
             self._settings,
@@ -78,7 +83,7 @@ def app(args: dict[str, Any]) -> Application:
         name="api",
         num_replicas=settings.api.replicas if replicas is None else int(replicas),
         max_ongoing_requests=QUERY_THREADS + QUERIES_WAITING,
-        graceful_shutdown_timeout_s=20,
+        graceful_shutdown_timeout_s=settings.api.timeout_s + DRAIN_MARGIN_S,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
         health_check_timeout_s=10,

@@ -68,10 +68,15 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def sample_of(status: Mapping[str, Any], at_s: float, pings: int | None = None) -> Sample:
-    """Return what a status (`actors/report.py`) says at a moment."""
+    """Return what a status (`actors/report.py`) says at a moment; replicas of the API are actors of the role `api`."""
     gaps = [gap for gap in status.get("gaps", ()) if not gap.get("sealed")]
     ids = sum(gap["last_id"] - gap["first_id"] + 1 for gap in gaps)
-    return Sample(at_s, [_actor(actor) for actor in status.get("actors", ())], len(gaps), ids, pings)
+    actors = [_actor(actor) for actor in status.get("actors", ())]
+    actors += [
+        ActorSample(one["name"], "api", "running", pid=one.get("pid"), rss_bytes=one.get("rss_bytes"))
+        for one in status.get("replicas", ())
+    ]
+    return Sample(at_s, actors, len(gaps), ids, pings)
 
 
 def _actor(actor: Mapping[str, Any]) -> ActorSample:

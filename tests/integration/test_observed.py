@@ -133,6 +133,12 @@ def test_one_scrape_shows_the_whole_system(observed: Observed, prometheus_progra
     found = samples(answer.text)
     assert all("#" not in value for _, labels in found for _, value in labels), "no generation is a label"
     assert len(found) < 3_000, "series of a small system; each costs Prometheus memory for months"
+    replicas = eventually(
+        lambda: both if len(both := observed.system.get("/v1/status").json()["replicas"]) == 2 else None,
+        "the status shows the replicas, too",
+    )
+    assert [one["name"] for one in replicas] == ["api:0", "api:1"]
+    assert all(psutil.pid_exists(one["pid"]) and one["rss_bytes"] > 50_000_000 for one in replicas), replicas
 
 
 def test_two_replicas_give_one_answer(observed: Observed) -> None:

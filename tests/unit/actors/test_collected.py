@@ -48,6 +48,17 @@ def test_replicas_keep_their_slots_and_new_ones_take_free_slots() -> None:
     assert collected.ages_s(late) == {"api:0": late - 1.0, "api:1": 0.0}
 
 
+def test_replicas_say_who_they_are_and_what_they_hold() -> None:
+    collected = Collected()
+    collected.note_replica("x7ab/4711", "# HELP k2ray_actor_rss_bytes R.\nk2ray_actor_rss_bytes 2.5e+08\n", 0.0)
+    collected.note_replica("of-an-older-release", "k2ray_http_requests_total 1\n", 1.0)
+    assert collected.replicas(1.0) == [
+        {"name": "api:0", "pid": 4711, "rss_bytes": 250_000_000},
+        {"name": "api:1", "pid": None, "rss_bytes": None},
+    ]
+    assert [one["name"] for one in collected.replicas(REPLICA_KEPT_S + 0.5)] == ["api:1"]
+
+
 def test_a_year_of_deployments_leaves_a_handful_of_names() -> None:
     collected = Collected()
     names = set()

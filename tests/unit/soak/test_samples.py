@@ -43,6 +43,13 @@ def test_a_sample_keeps_what_a_verdict_needs() -> None:
     assert (sample.gaps, sample.gap_ids, sample.pings) == (1, 5, 4)
 
 
+def test_the_apis_replicas_are_sampled_like_actors() -> None:
+    """They may leak as well, and nobody else looks at them."""
+    replicas = [{"name": "api:0", "pid": 21, "rss_bytes": 300}]
+    *_, replica = sample_of({**status(), "replicas": replicas}, NOON).actors
+    assert (replica.name, replica.role, replica.pid, replica.rss_bytes) == ("api:0", "api", 21, 300)
+
+
 def test_samples_are_written_once_an_interval_and_read_back_by_time(tmp_path: Path) -> None:
     log = SampleLog(tmp_path)
     written = [log.note(status(n), NOON + n, float(n)) for n in range(0, 200, 20)]
