@@ -23,6 +23,8 @@ def own_environment(layout: DataDir) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Keeps a warning about actors without GPUs out of every worker.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray's default is 15: on a busy machine its workers, and so the feeds, would get what everybody else leaves.
+        "RAY_worker_niceness": "0",
     }
 
 

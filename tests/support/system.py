@@ -103,14 +103,9 @@ class System:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Return this process's environment without what tests put there: a user's shell has none of it.
-
-    `RAY_worker_niceness=0` goes through: on a machine that does much else, actors at Ray's 15 get no processor at all.
-    """
+    """Return this process's environment without what tests put there: a user's shell has none of it."""
     return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("RAY_", "K2RAY_", "PYTHONWARNINGS")) or name == "RAY_worker_niceness"
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "K2RAY_", "PYTHONWARNINGS"))
     }
 
 
