@@ -204,6 +204,11 @@ class Reconciler:
                 todo.append(self._start(child, child.release, now_s))
         return todo
 
+    def rest_s(self, now_s: float) -> float:
+        """Return for how long nothing needs a decision, as far as it is known: until the next look or start."""
+        due = [child.start_at_s - now_s for child in self._children.values() if child.start_at_s > now_s]
+        return min([self._policy.interval_s, *due])
+
     @property
     def children(self) -> Mapping[str, Child]:
         """Every child known, by logical name; to read, not to change."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import edge
+from actors.alarm import Alarm
 from actors.broker_keeper import BrokerKeeper
 from actors.child import pid_space
 from actors.leases import LeaseDesk
@@ -94,6 +95,7 @@ class Supervisor:
         self._leases = LeaseDesk(self._clock)
         self._samples = SampleLog(self._layout.logs)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._alarm = Alarm()
         self._handles: dict[ActorName, Any] = {}
         self._scrape = Scrape(self._handles)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -210,11 +212,11 @@ class Supervisor:
             try:
                 self._turn()
                 if self._reconciler is not None:
-                    interval_s = self._settings.supervision.interval_s
+                    interval_s = self._reconciler.rest_s(self._clock.monotonic_s())
             except Exception:  # noqa: BLE001  one bad turn must not end supervision
                 self._log.exception("turn failed")
             self._turned_s = time.monotonic()
-            await asyncio.sleep(interval_s)
+            await self._alarm.pause(interval_s)
 
     def _turn(self) -> None:
         self._read_wanted()
@@ -326,9 +328,10 @@ class Supervisor:
         except (*edge.RAY_ERRORS, K2rayError, OSError, ImportError, AttributeError) as error:
             reason, fault = edge.why_ended(error)
             self._log.warning("ended", child=str(name), reason=reason)
-            self._events.put_nowait(Ended(name, reason, fault))
         else:
-            self._events.put_nowait(Ended(name, "its work ended by itself", Fault.CRASH))
+            reason, fault = "its work ended by itself", Fault.CRASH
+        self._events.put_nowait(Ended(name, reason, fault))
+        self._alarm.ring()
 
     async def _ask(self, name: ActorName) -> None:
         handle = self._handles.get(name)

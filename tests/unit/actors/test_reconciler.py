@@ -45,6 +45,21 @@ def test_a_dead_actor_is_followed_by_its_next_generation_and_the_others_are_left
     assert (child.restarts, child.last_reason, child.state) == (1, "ActorDiedError", "running")
 
 
+def test_the_next_look_comes_as_soon_as_a_start_is_due_and_never_later_than_the_interval() -> None:
+    policy = Supervision(interval_s=1, backoff_initial_s=0.5, backoff_max_s=60)
+    reconciler = Reconciler(policy, random.Random(1))
+    reconciler.want(["feed:binance:0"], 1)
+    assert reconciler.rest_s(0.0) == 1.0
+    reconciler.handle(Listed(frozenset()), 0.0)
+    (start,) = reconciler.decide(0.0)
+    reconciler.handle(Ended(start.name, "died"), 0.0)
+    rest_s = reconciler.rest_s(0.0)
+    assert 0 < rest_s < 0.5
+    assert not any(isinstance(one, Start) for one in reconciler.decide(rest_s * 0.9))
+    assert any(isinstance(one, Start) for one in reconciler.decide(rest_s)), "no turn was wasted"
+    assert reconciler.rest_s(rest_s) == 1.0
+
+
 def test_a_restarted_supervisor_adopts_the_living_without_disturbing_them() -> None:
     world = started()
     world.restart_supervisor(WANTED)
