@@ -31,7 +31,7 @@ READY_TIMEOUT_S = 90.0
 """6 s here from nothing; a replica that must first open a catalog on a busy machine takes a multiple."""
 
 UPDATE_TIMEOUT_S = 180.0
-"""Two replicas started one after the other, and three drained: 20 s here."""
+"""Two replicas started one after the other, and three drained: 20 s here, if nobody asks anything that takes long."""
 
 
 def start_serving(system: System, settings: Settings, code: str | None = None) -> None:
@@ -60,17 +60,17 @@ def update_serving(system: System, release: Release, folder: Path) -> None:
     Raises:
         TryAgain: It did not come up; some replicas may be of the new release.
     """
-    del system
+    timeout_s = _update_timeout_s(system.settings)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, "-m", "k2ray.cli.serving"]
     told = json.dumps({"settings": release.settings, "code": release.code})
     try:
         done = subprocess.run(
-            command, input=told, env=environment, cwd=folder, capture_output=True, text=True, timeout=UPDATE_TIMEOUT_S,
+            command, input=told, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout_s,
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise TryAgain(f"HTTP was not updated within {UPDATE_TIMEOUT_S:g} s") from None
+        raise TryAgain(f"HTTP was not updated within {timeout_s:g} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         raise TryAgain(f"HTTP was not updated: {lines[-1] if lines else f'status {done.returncode}'}")
@@ -87,6 +87,11 @@ def main() -> None:
         _wait_for_replicas(system, replicas)
 
 
+def _update_timeout_s(settings: Settings) -> float:
+    """Return how long an update may take: both times that replicas drain, each first ends its longest query."""
+    return UPDATE_TIMEOUT_S + 2 * settings.api.timeout_s
+
+
 def _run_app(system: System, settings: Settings, code: str | None, replicas: int) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
@@ -101,7 +106,7 @@ def _run_app(system: System, settings: Settings, code: str | None, replicas: int
 
 def _wait_for_replicas(system: System, replicas: int) -> None:
     """Wait until exactly these run and none comes or goes: the next step counts on it."""
-    deadline_s = time.monotonic() + UPDATE_TIMEOUT_S
+    deadline_s = time.monotonic() + _update_timeout_s(system.settings)
     while True:
         application = ray.serve.status().applications[system.layout.namespace]
         states = {str(state): count for state, count in application.deployments["api"].replica_states.items() if count}
