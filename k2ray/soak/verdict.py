@@ -189,6 +189,16 @@ def _feeds_begun(samples: Sequence[Sample]) -> int:
     return sum(len(of) - 1 for of in _processes(samples).values() if of[0][0][1].role == "feed")
 
 
+def _feed_spans_s(samples: Sequence[Sample]) -> list[float]:
+    """Return for how long each feed that carries data was seen: a deployment may bring some, or take some away."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        for actor in sample.actors:
+            if actor.role == "feed" and actor.data_age_s is not None:
+                seen[actor.name].append(sample.at_s)
+    return [of[-1] - of[0] for of in seen.values()]
+
+
 def _counted(samples: Sequence[Sample], counts: Callable[[ActorSample], Mapping[str, int]]) -> dict[str, int]:
     """Return how much counters grew, over all processes: one that began meanwhile began at 0."""
     total: dict[str, int] = defaultdict(int)
@@ -295,15 +305,15 @@ def _rotations(run: Run) -> Check:
     reconnects = reconnects_of(run.samples)
     begun = _feeds_begun(run.samples)
     others = sum(found.values()) - scheduled + reconnects + begun
-    observed_s = run.samples[-1].at_s - run.samples[0].at_s if run.samples else 0.0
+    spans_s = _feed_spans_s(run.samples)
     # A connection that is new for another reason begins its age anew.
-    least = max(0, plan.feeds * int(observed_s / (plan.rotate_every_s + ROTATION_S)) - others)
-    most = plan.feeds * (int(observed_s / (plan.rotate_every_s * (1 - plan.jitter))) + 1)
+    least = max(0, sum(int(one / (plan.rotate_every_s + ROTATION_S)) for one in spans_s) - others)
+    most = sum(int(one / (plan.rotate_every_s * (1 - plan.jitter))) + 1 for one in spans_s)
     wanted = f"{least} to {most} by schedule"
     text = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items())) or "none"
     text += f", {counted(reconnects, 'reconnect')}" if reconnects else ""
     text += f", {counted(begun, 'feed process', 'es')} begun anew" if begun else ""
-    if not plan.feeds or (not scheduled and not least):
+    if not spans_s or (not scheduled and not least):
         return Check("rotations", wanted, f"{text}; none was due in this time", NOT_PROVEN)
     return Check("rotations", wanted, text, PASSED if least <= scheduled <= most else FAILED)
 

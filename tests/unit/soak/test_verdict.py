@@ -153,6 +153,19 @@ def test_a_feeds_new_process_excuses_a_rotation_by_schedule_as_its_connection_is
     assert outcomes(one)["rotations"] == FAILED, "one process that lives on must rotate"
 
 
+def test_a_feed_that_came_late_has_fewer_rotations_to_show() -> None:
+    def at(minute: int) -> Sample:
+        first = feed(minute, rotations={"schedule": minute // 30})
+        second = feed(minute, name="feed:binance:1", pid=11, rotations={})
+        return Sample(SINCE + 60 * minute, [first] if minute < 40 else [first, second])
+
+    plan = dataclasses.replace(PLAN, feeds=2, rotate_every_s=1750.0)
+    check = next(
+        c for c in judge(an_hour(samples=[at(n) for n in range(61)], plan=plan)).checks if c.name == "rotations"
+    )
+    assert (check.outcome, check.wanted) == (PASSED, "2 to 4 by schedule")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.2, "0 s"), (45, "45 s"), (1200, "20 min"), (5400, "1 h 30 min"), (604_800, "7 d")]
 )
