@@ -120,7 +120,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iter
     folder = tmp_path_factory.mktemp("deploy")
     (folder / "sim").mkdir()
     first = copy_code(folder / "first", "first")
-    policy = {"supervision": {"start_timeout_s": 60}, "deploy": {"watch_s": 2, "releases_kept": 9}}
+    policy = {"supervision": {"start_timeout_s": 120}, "deploy": {"watch_s": 2, "releases_kept": 9}}
     with (
         start_sim(folder / "sim", rate=RATE) as sim,
         a_system(folder / "system", sim, free_port(), **policy) as system,
