@@ -32,7 +32,8 @@ import numpy.typing as npt
 
 from k2ray.backfill.known import Absence, Hold, Known, ages
 from k2ray.backfill.model import Answer, Committed, GiveUp, Hole, Newest, Page, Policy, Stream
-from k2ray.backfill.spans import Span, intersect, of_ids, of_ranges, subtract
+from k2ray.backfill.spans import Int64s, Span, intersect, of_ids, of_ranges, subtract
+from k2ray.ledger.params import CLOCK_STEP_US
 
 EMPTY_ANSWERS = 10
 """So many times more answers it takes to give up ids when the answers hold nothing above them either."""
@@ -95,7 +96,6 @@ class Planner:
         """
         known = self._streams[page.stream]
         keep = np.zeros(len(answer.ids), dtype=np.bool_)
-        tolerance = self._policy.tolerance_us
         void, dead = (of_ids(np.array(ids, dtype=np.int64)) for ids in (answer.void, answer.dead))
         newest = max([*answer.ids[-1:].tolist(), *answer.void, *answer.dead], default=0)
         covered: list[Span] = []
@@ -103,10 +103,7 @@ class Planner:
         for hole in page.holes:
             whole = [(hole.first, hole.last)]
             inside = (answer.ids >= hole.first) & (answer.starts < hole.last)
-            timely = inside
-            if hole.until_us is not None:  # above the newest row any time is possible: the ledger judges
-                timely = inside & (answer.times_us >= hole.since_us - tolerance)
-                timely &= answer.times_us <= hole.until_us + tolerance
+            timely = inside & self._in_time(known.committed, hole, answer.times_us)
             keep |= timely
             came = of_ranges(answer.starts[timely], answer.ids[timely])
             covered += came
@@ -125,6 +122,18 @@ class Planner:
         if left:
             known.holds.append(Hold(left, now_s + self._policy.retry_s))
         return keep, seals
+
+    def _in_time(self, committed: Committed, hole: Hole, times_us: Int64s) -> npt.NDArray[np.bool_]:
+        """Tell which times rows of a gap may have, so that the ledger takes them for its numbering's."""
+        tolerance = self._policy.tolerance_us
+        if hole.until_us is None:  # above the newest row any time is possible: the ledger judges
+            return np.ones(len(times_us), dtype=np.bool_)
+        not_early, not_late = times_us >= hole.since_us - tolerance, times_us <= hole.until_us + tolerance
+        if hole.since_us > hole.until_us + tolerance:  # the exchange's clock went back in the gap
+            return (not_early | not_late) & (times_us <= hole.until_us + CLOCK_STEP_US)
+        if hole.space == committed.space:  # perhaps it did: what the numbering has seen is not a restart's
+            not_late |= times_us <= committed.head_us - tolerance
+        return not_early & not_late
 
     def produced(self, page: Page, offset: int | None, now_s: float) -> None:
         """Wait with a page's ids until a snapshot has decided what is in the log now.

@@ -19,7 +19,13 @@ MARKS_KEPT = 64
 """Past this many marks an interval's shift grows with its span, and one mark stays for each multiple: always spread."""
 
 STEPS_KEPT = 8
-"""And both ends of so many of the longest times between marks: perhaps an unseen restart lies there."""
+"""And both ends of so many of the longest times between marks: perhaps an unseen restart lies there.
+
+And both ends of the steps back: beside one, only its own two rows say which times an id could have.
+"""
+
+STEPS_BACK_KEPT = 128
+"""A space takes no more steps back than this, so that all of them are remembered."""
 
 _LOW = -(1 << 63)
 _HIGH = 1 << 63
@@ -109,11 +115,21 @@ class Intervals:
             nearest = min(nearest, self.lo[index + 1] + 1 - row_id)
         return nearest
 
-    def add(self, start: int, row_id: int, time_us: int, step_us: int) -> None:
+    def steps_back(self, back_us: int) -> int:
+        """Return how often the clock went back by more than `back_us`, from one known row to the next."""
+        steps, before = 0, -_HIGH
+        for index in range(len(self.lo)):
+            for time_us in (self.first_us[index], *(mark[1] for mark in self.marks[index]), self.last_us[index]):
+                steps += time_us < before - back_us
+                before = time_us
+        return steps
+
+    def add(self, start: int, row_id: int, time_us: int, step_us: int, back_us: int) -> None:
         """Cover (start, row_id] by a row whose own id is not covered; join what it touches.
 
         Where rows that are more than `step_us` apart in time become neighbours, they become marks: perhaps only one of
-        them belongs here (an unseen restart), and rows that belong beside the other must not count as repeated.
+        them belongs here (an unseen restart), and rows that belong beside the other must not count as repeated. So do
+        those where the clock went back by more than `back_us`.
         """
         point = (row_id, time_us)
         low = bisect_left(self.hi, start)  # the first interval that ends at or above the range's start
@@ -131,18 +147,19 @@ class Intervals:
         self.shift[low] = max(self.shift[low : high + 1])
         edges = [point] if is_mark(start, row_id, self.shift[low]) else []
         for index in range(low, high):
-            if abs(self.first_us[index + 1] - self.last_us[index]) > step_us:
-                edges += [(self.hi[index], self.last_us[index]), point]
-                edges.append((self.first_id[index + 1], self.first_us[index + 1]))
+            ends = (self.hi[index], self.last_us[index]), (self.first_id[index + 1], self.first_us[index + 1])
+            apart = abs(ends[1][1] - ends[0][1]) > step_us
+            if apart or max(ends[0][1], time_us) - min(ends[1][1], time_us) > back_us:
+                edges += [ends[0], point, ends[1]]
         if self.hi[low] > row_id:
-            if low == high and abs(time_us - self.first_us[low]) > step_us:
+            if low == high and (abs(time_us - self.first_us[low]) > step_us or time_us - self.first_us[low] > back_us):
                 edges = [point, (self.first_id[low], self.first_us[low])]
             self.first_id[low], self.first_us[low] = point
         self.lo[low] = min(self.lo[low], start)
         if self.hi[high] > row_id:
             self.hi[low], self.last_us[low] = self.hi[high], self.last_us[high]
         else:
-            if low == high and abs(time_us - self.last_us[low]) > step_us:
+            if low == high and (abs(time_us - self.last_us[low]) > step_us or self.last_us[low] - time_us > back_us):
                 edges = [(self.hi[low], self.last_us[low]), point]
             self.hi[low], self.last_us[low] = point
         marks = self.marks[low]
@@ -152,7 +169,7 @@ class Intervals:
             at = bisect_left(marks, edge)
             if at == len(marks) or marks[at] != edge:
                 marks.insert(at, edge)
-        self._thin(low)
+        self._thin(low, back_us)
         self._drop(low + 1, high + 1)
 
     def extend(self, index: int, row_id: int, time_us: int) -> None:
@@ -160,23 +177,27 @@ class Intervals:
         self.hi[index] = row_id
         self.last_us[index] = time_us
 
-    def mark(self, index: int, start: int, row_id: int, time_us: int) -> None:
+    def mark(self, index: int, start: int, row_id: int, time_us: int, back_us: int) -> None:
         """Remember a row that has just continued the interval, if it is a mark."""
         if is_mark(start, row_id, self.shift[index]):
             self.marks[index].append((row_id, time_us))
-            self._thin(index)
+            self._thin(index, back_us)
 
-    def join_lowest(self) -> tuple[int, int]:
+    def join_lowest(self, back_us: int) -> tuple[int, int]:
         """Cover the lowest hole without rows; return it as (from, to]."""
         hole = (self.hi[0], self.lo[1])
-        self.hi[0], self.last_us[0] = self.hi[1], self.last_us[1]
+        if self.last_us[0] - self.first_us[1] > back_us:
+            known = self.marks[0][-1:] + self.marks[1][:1]
+            edges = (self.hi[0], self.last_us[0]), (self.first_id[1], self.first_us[1])
+            self.marks[0].extend(edge for edge in edges if edge not in known)
         self.marks[0].extend(self.marks[1])
+        self.hi[0], self.last_us[0] = self.hi[1], self.last_us[1]
         self.shift[0] = max(self.shift[:2])
-        self._thin(0)
+        self._thin(0, back_us)
         self._drop(1, 2)
         return hole
 
-    def _thin(self, index: int) -> None:
+    def _thin(self, index: int, back_us: int) -> None:
         if len(self.marks[index]) <= MARKS_KEPT:
             return
         span = self.marks[index][-1][0] - self.lo[index]
@@ -185,6 +206,9 @@ class Intervals:
         marks = self.marks[index]
         by_step = sorted(range(1, len(marks)), key=lambda at: marks[at - 1][1] - marks[at][1])[:STEPS_KEPT]
         edges = {at - 1 for at in by_step} | set(by_step)
+        back = [at for at in range(1, len(marks)) if marks[at - 1][1] - marks[at][1] > back_us]
+        back = sorted(back, key=lambda at: marks[at][1] - marks[at - 1][1])[: 2 * STEPS_BACK_KEPT]
+        edges |= {at - 1 for at in back} | set(back)
         kept: list[Point] = []
         bucket: int | None = None
         for at, mark in enumerate(marks):

@@ -290,9 +290,10 @@ class Ledger:
     ) -> None:
         """Remember the marks among an instrument's rows that continued its hot interval."""
         at = int(self._hot.interval[slot])
-        intervals = self._owned(slot).spaces[int(self._hot.space[slot])].intervals
+        instrument = self._owned(slot)
+        intervals, back_us = instrument.spaces[int(self._hot.space[slot])].intervals, instrument.back_us(self.params)
         for row in np.flatnonzero((start ^ row_id) >> intervals.shift[at]).tolist():
-            intervals.mark(at, int(start[row]), int(row_id[row]), int(time_us[row]))
+            intervals.mark(at, int(start[row]), int(row_id[row]), int(time_us[row]), back_us)
         self._hot.shift[slot] = intervals.shift[at]
 
     def _decide_mixed(

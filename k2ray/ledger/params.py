@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US
 
+CLOCK_STEP_US = 3 * HOUR_US
+"""The furthest that an exchange's clock is thought to step back where the times of known rows do not say so."""
+
 
 @dataclass(frozen=True)
 class LedgerParams:

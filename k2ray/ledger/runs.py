@@ -237,18 +237,27 @@ def _continued(
             end = at + int(np.argmin(fits))
             if end == at:
                 return at
-    take(instrument, index, found, start[at:end], row_id[at:end], time_us[at:end])
+    take(instrument, index, found, start[at:end], row_id[at:end], time_us[at:end], params)
     return end
 
 
-def take(instrument: Instrument, index: int, found: int, start: Int64s, row_id: Int64s, time_us: Int64s) -> None:
+def take(
+    instrument: Instrument,
+    index: int,
+    found: int,
+    start: Int64s,
+    row_id: Int64s,
+    time_us: Int64s,
+    params: LedgerParams,
+) -> None:
     """Let rows that were found certain continue the interval `found` of the space `index`."""
     space = instrument.spaces[index]
     space.intervals.extend(found, int(row_id[-1]), int(time_us[-1]))
     shift = space.intervals.shift[found]
     if is_mark(int(start[0]), int(row_id[-1]), shift):
+        back_us = instrument.back_us(params)
         for row in np.flatnonzero((start ^ row_id) >> shift).tolist():
-            space.intervals.mark(found, int(start[row]), int(row_id[row]), int(time_us[row]))
+            space.intervals.mark(found, int(start[row]), int(row_id[row]), int(time_us[row]), back_us)
     space.newest_us = max(space.newest_us, int(time_us.max()))
     space.rows += len(row_id)
     instrument.hot = index

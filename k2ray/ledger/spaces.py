@@ -5,6 +5,10 @@ the id is not absurdly far from them. Of the spaces that hold it the nearest id 
 `#2`, `agg#3`. The space is chosen first, coverage is judged second: simpler rules ("covered in any space", "newer than
 the newest") lose or double rows.
 
+An exchange's clock may step back while its ids go on. A row that fits nowhere, and at an id that a living numbering has
+not covered, belongs there all the same if its time is one that this numbering has had already: later numberings only
+have later times, earlier ones had earlier times (`Space.across_step`). A restart's time is new: it still opens a space.
+
 A restarted space has a time floor (the end of the one before it), and once it is believed (`established_rows`) it gives
 that one a ceiling: a single poisoned low id never ends a living numbering. A poisoned high id opens a space of its own.
 When openings run over their rate, rows that fit nowhere are strays, space `#0`: kept, recognised if they come again.
@@ -17,8 +21,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from k2ray.ledger.intervals import Intervals
-from k2ray.ledger.params import HOUR_US, SECOND_US, LedgerParams
+from k2ray.ledger.intervals import STEPS_BACK_KEPT, Intervals
+from k2ray.ledger.params import CLOCK_STEP_US, HOUR_US, SECOND_US, LedgerParams
 
 FOREVER = 1 << 62
 CONTINUES = 4
@@ -123,6 +127,42 @@ class Space:
                 return None
         return distance
 
+    def across_step(self, start: int, row_id: int, time_us: int, params: LedgerParams) -> int | None:
+        """Return how far a row that fits no space is from this one's ids, if the exchange's clock went back; else None.
+
+        Only a living numbering, at an id that is not covered, above its lowest. Where its own times do not tell (the
+        clock went back to before its first row, or the row lies in a hole where it is known to have gone back), the id
+        must come right after a known one, or the step be short.
+        """
+        intervals, tolerance = self.intervals, params.tolerance_us
+        if self.rows < params.established_rows or self.ceiling_us < FOREVER:
+            return None
+        lower, upper = intervals.neighbours(row_id)
+        distance = intervals.distance(start, row_id)
+        if lower is None or not 0 < distance <= params.slack_ids:
+            return None
+        before = lower[1] - time_us > tolerance
+        after = upper is not None and time_us - upper[1] > tolerance
+        between = upper is not None and lower[1] - upper[1] > tolerance
+        if time_us < intervals.first_us[0] + tolerance:
+            earliest_us = max(lower[1] - CLOCK_STEP_US, self.floor_us - tolerance)
+            fits = distance <= CONTINUES and before and not after and time_us >= earliest_us
+        elif time_us > self.clock_us(params) - tolerance:
+            fits = after and between and upper is not None and time_us <= upper[1] + CLOCK_STEP_US
+        else:
+            fits = before or after
+        if not fits:
+            return None
+        steps = before + after - between
+        if steps > 0 and intervals.steps_back(tolerance) + steps > STEPS_BACK_KEPT:
+            return None
+        return distance
+
+    def clock_us(self, params: LedgerParams) -> int:
+        """Return where the exchange's clock stood at the highest id: before the newest time, if it went back since."""
+        last_us = self.intervals.last_us[-1]
+        return last_us if self.newest_us - last_us > params.step_us else self.newest_us
+
     def settle(self, params: LedgerParams) -> None:
         """Join holes that prove nothing and are older than the longest spool."""
         intervals = self.intervals
@@ -131,7 +171,7 @@ class Space:
             and len(intervals) > 1
             and intervals.first_us[1] + params.hole_age_us < self.newest_us
         ):
-            intervals.join_lowest()
+            intervals.join_lowest(params.tolerance_us)
 
 
 def absurd(ids: int, after_us: int, params: LedgerParams) -> bool:
@@ -187,6 +227,10 @@ class Instrument:
         other.hot = self.hot
         return other
 
+    def back_us(self, params: LedgerParams) -> int:
+        """Return how far times go back from a row to the next where the clock went back."""
+        return FOREVER if self.timeless else params.tolerance_us
+
     def judge(
         self, start: int, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]
     ) -> tuple[bool, int]:
@@ -226,13 +270,20 @@ class Instrument:
                 continue
             if distance is not None and (best < 0 or distance <= nearest):
                 best, nearest = index, distance
+        if best < 0 or (nearest > CONTINUES and self.spaces[best].rows < params.established_rows):
+            furthest = params.slack_ids if best < 0 else CONTINUES
+            for index, space in enumerate(self.spaces):
+                distance = space.across_step(start, row_id, time_us, params)
+                if distance is not None and distance <= furthest:
+                    best, nearest = index, distance
+                    furthest = distance
         return best, nearest
 
     def _superseded(self, space: Space, time_us: int, params: LedgerParams) -> bool:
         """Tell whether a later space, not yet believed, seems to have ended this one before `time_us`."""
         return any(
             other.rows < params.established_rows
-            and space.newest_us <= other.opened_us + params.tolerance_us < time_us
+            and space.clock_us(params) <= other.opened_us + params.tolerance_us < time_us
             and other.opened_id <= space.intervals.hi[-1]
             for other in self.spaces
             if other is not space
@@ -249,8 +300,9 @@ class Instrument:
         for other in self.spaces:
             if other.rows == 1:  # perhaps a poisoned row, which bounds nothing
                 continue
-            if time_us >= other.newest_us - params.tolerance_us:
-                space.floor_us = max(space.floor_us, min(other.newest_us, time_us))
+            ended_us = other.clock_us(params)
+            if time_us >= ended_us - params.tolerance_us:
+                space.floor_us = max(space.floor_us, min(ended_us, time_us))
             elif time_us < other.intervals.first_us[0]:
                 space.ceiling_us = min(space.ceiling_us, other.intervals.first_us[0])
         self.spaces.append(space)
@@ -264,14 +316,15 @@ class Instrument:
         self, index: int, start: int, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]
     ) -> None:
         space = self.spaces[index]
-        space.intervals.add(start, row_id, time_us, FOREVER if self.timeless else params.step_us)
+        back_us = self.back_us(params)
+        space.intervals.add(start, row_id, time_us, FOREVER if self.timeless else params.step_us, back_us)
         space.newest_us = max(space.newest_us, time_us)
         space.rows += 1
         self.hot = index
         if space.rows == params.established_rows:
             self._establish(space, params)
         if len(space.intervals) > params.intervals_kept:
-            low, high = space.intervals.join_lowest()
+            low, high = space.intervals.join_lowest(back_us)
             space.given_up += high - low
             name = space_name(self.base, space.number)
             detail = f"more than {params.intervals_kept} intervals: ids {low + 1} to {high} are given up"
@@ -282,7 +335,7 @@ class Instrument:
         for other in self.spaces:
             if other is space or not other.intervals:
                 continue
-            if space.opened_us >= other.newest_us - params.tolerance_us:
+            if space.opened_us >= other.clock_us(params) - params.tolerance_us:
                 if space.opened_id <= other.intervals.hi[-1]:  # ids that jumped ahead end nothing
                     other.ceiling_us = min(other.ceiling_us, max(space.opened_us, other.newest_us))
             elif space.opened_us < other.intervals.first_us[0]:

@@ -175,8 +175,9 @@ def _bounds(numbering: Numbering, asked: Asked) -> tuple[int | None, int | None]
 def _inside(numbering: Numbering, asked: Asked, known: Known) -> list[Missing]:
     found: list[Missing] = []
     for gap in numbering.gaps:
-        if (asked.end_us is not None and gap.since_us >= asked.end_us) or (
-            asked.start_us is not None and gap.until_us < asked.start_us
+        begin_us, end_us = sorted((gap.since_us, gap.until_us))  # the exchange's clock may have gone back in it
+        if (asked.end_us is not None and begin_us >= asked.end_us) or (
+            asked.start_us is not None and end_us < asked.start_us
         ):
             continue
         low = gap.first_id if asked.first_id is None else max(gap.first_id, asked.first_id)

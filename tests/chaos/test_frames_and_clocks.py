@@ -148,15 +148,15 @@ def test_duplicates_reordered_frames_and_gaps_of_ids_leave_no_trace(arena: Arena
 
 @pytest.mark.chaos
 def test_the_exchanges_clock_stepped_by_an_hour_both_ways(arena: Arena) -> None:
-    """No id is lost or doubled.
-
-    To the ledger times that go back by an hour are restarted ids, so the rows may get another numbering: where it
-    begins no gap can be proved.
-    """
-    for seconds in (HOUR_S, -2 * HOUR_S, HOUR_S):
+    """No id is lost or doubled, and none gets another numbering: a gap just there could be proved."""
+    before, reconnects = spaces(trades(arena)), arena.actor(FEED)["detail"]["reconnects"]
+    for seconds in (HOUR_S, -HOUR_S, -HOUR_S, HOUR_S):
         arena.sim.fault("clock_step", seconds=seconds)
         arena.more_commits(rows=RATE)
     later, table = settled(arena)
+    if arena.actor(FEED)["detail"]["reconnects"] == reconnects:
+        # A gap at a step to before the first row, with so short a recording, may be a restart's: stated in the docs.
+        assert spaces(table) == before
     with duckdb.connect() as connection:
         files = {"files": list(data_files(table)), "truth": str(later)}
         row = connection.execute(

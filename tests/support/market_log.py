@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -114,8 +114,14 @@ def run(rows: Sequence[Row], params: LedgerParams, seed: int, largest: int = 400
     return result
 
 
-def judge(rows: Sequence[Row], result: Run) -> Verdict:
-    """Compare decisions with the truth: every event kept once, one label a numbering, one numbering a label."""
+def judge(rows: Sequence[Row], result: Run, unjudged: Collection[tuple[str, str]] = ()) -> Verdict:
+    """Compare decisions with the truth: every event kept once, one label a numbering, one numbering a label.
+
+    Args:
+        rows: The log.
+        result: What was decided.
+        unjudged: Instruments whose labels say nothing, besides those with a hidden restart.
+    """
     verdict = Verdict()
     kept: Counter[tuple[str, str, int, int]] = Counter()
     labels: dict[tuple[str, str, int], Counter[str]] = defaultdict(Counter)
@@ -128,7 +134,7 @@ def judge(rows: Sequence[Row], result: Run) -> Verdict:
     seen: dict[tuple[str, str, int, int], Row] = {}
     for row in rows:
         seen.setdefault(row.event, row)
-    hidden = hidden_restarts(rows)
+    hidden = hidden_restarts(rows) | set(unjudged)
     verdict.lost = [row for event, row in seen.items() if row.epoch != POISON and not kept[event]]
     label_of = {key: counts.most_common(1)[0][0] for key, counts in labels.items()}
     owner: dict[tuple[str, str, str], int] = {}

@@ -163,6 +163,30 @@ def test_other_trades_under_the_same_ids_are_not_the_missing_ones() -> None:
     assert seals == [GiveUp(BTC, "#2", 5, 9, BEGAN_ANEW)]
 
 
+def test_rows_of_a_gap_in_which_the_exchanges_clock_went_back_are_fetched_and_not_given_up() -> None:
+    """Before the step they are later than the row above the gap, after it earlier than the row below."""
+    hour = 3_600_000_000
+    plan = planner(Policy(10, 5, 1, 1_000))
+    plan.observe({BTC: Committed((Hole(5, 9, 4 * STEP_US, 10 * STEP_US - hour, ""),), 20, 20 * STEP_US - hour)}, 0.0)
+    (page,) = plan.next(10.0, 4)
+    numbers = np.array([5, 6, 7, 8, 9], dtype=np.int64)
+    times = numbers * STEP_US - np.where(numbers > 7, hour, 0)
+    keep, seals = plan.answered(page, Answer(numbers - 1, numbers, times, [], []), 10.0)
+    assert (keep.all(), seals) == (True, [])
+
+
+def test_rows_of_a_gap_may_be_as_late_as_what_the_numbering_has_seen_since() -> None:
+    """The clock went back in the gap by less than the gap was long; a restart's trades are later than all that."""
+    plan = planner(Policy(10, 5, 1, 1_000))
+    view = Committed((hole(5, 9),), 20, 60_000_000)
+    for late_us, timely in ((30_000_000, True), (70_000_000, False)):
+        plan.observe({BTC: view}, 0.0)
+        (page,) = plan.next(20.0, 4)
+        keep, seals = plan.answered(page, answer([5, 6, 7, 8, 9], late_us=late_us), 20.0)
+        assert (keep.all(), len(seals)) == (timely, 0 if timely else 1)
+        plan.failed(page)
+
+
 def test_void_and_unstorable_ids_are_sealed_at_once() -> None:
     plan = planner()
     plan.observe({BTC: Committed((hole(5, 9),), 20, 20_000)}, 0.0)

@@ -94,6 +94,16 @@ def test_a_range_of_time_is_proven_by_a_newer_row_or_by_asking_later() -> None:
     assert ask(190, Known(), numbering(gap(118, 121))) is False, "its trades may lie in the range"
 
 
+def test_a_gap_in_which_the_clock_went_back_is_in_every_range_that_it_may_touch() -> None:
+    back = Gap("binance", "BTCUSDT", "", 150, 159, 149 * S, 100 * S, False)
+    found = numbering(back)
+    for start, end in ((90, 105), (120, 130), (145, 300)):
+        edges = (start, min(end, 200))
+        verdict = assess(found, Asked(start_us=start * S, end_us=end * S, edges=edges), Known(), TOLERANCE_US)
+        assert states(verdict.missing) == [(150, 159, "open")], (start, end)
+    assert assess(found, Asked(start_us=170 * S, end_us=180 * S, edges=(170, 179)), Known(), TOLERANCE_US).complete
+
+
 def test_before_the_first_row_nothing_is_known() -> None:
     verdict = assess(numbering(), Asked(start_us=50 * S, end_us=150 * S, edges=(100, 149)), Known(), TOLERANCE_US)
     assert verdict.complete is False
