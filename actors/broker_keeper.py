@@ -1,11 +1,14 @@
 """Keeps the local broker alive, by its pid file: looked at from a thread, started again with backoff.
 
+That its process is gone is seen at every turn of the supervisor, which costs nothing; that it is silent, by a look.
+
 The broker is started by a process of its own that ends at once (`python -m actors.broker_keeper`): Ray kills a worker's
 child processes with the worker, and the broker must outlive the supervisor.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -43,10 +46,13 @@ class BrokerKeeper:
         self._restarts = 0
         self._alive = False
         self._reason = ""
+        self._pid: int | None = None
 
     def tick(self, now_s: float) -> None:
         """Look after the broker if it is time; never blocks."""
-        if now_s < self._next_s or (self._thread is not None and self._thread.is_alive()):
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if now_s < self._next_s and not self._has_died():
             return
         self._next_s = now_s + LOOK_INTERVAL_S + min(BACKOFF_MAX_S, self._failures * 2.0)
         self._thread = threading.Thread(target=self._look, name="broker-keeper", daemon=True)
@@ -56,10 +62,23 @@ class BrokerKeeper:
         """Return what the last look saw."""
         return {"alive": self._alive, "restarts": self._restarts, "last_reason": self._reason}
 
+    def _has_died(self) -> bool:
+        """Whether the process that answered last is gone; said once."""
+        if self._pid is None:
+            return False
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            self._pid = None
+            return True
+        return False
+
     def _look(self) -> None:
         broker = LocalBroker(self._layout, self._heap_bytes)
-        state = broker.status().state
+        found = broker.status()
+        state = found.state
         self._alive = state == "running"
+        self._pid = found.address.pid if self._alive and found.address is not None else None
         if self._alive:
             self._failures = 0
             self._silent = 0
