@@ -32,7 +32,7 @@ from k2ray.log.broker import LocalBroker
 RATE = 3_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 AIM_S = 5.0
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 SETTLE_S = 3.0
 LOOK_S = 0.1
 
