@@ -91,8 +91,10 @@ class Stage:
         assert report.failures == []
 
     def all_run(self, digest: str) -> dict[str, Any]:
-        """Assert that the system is healthy and everything in it of this release; returns its status."""
+        """Wait until the system is healthy; everything in it is of this release. Returns its status."""
         status = self.system.status()
+        with contextlib.suppress(AssertionError):  # shown below, with what was seen
+            eventually(lambda: status.update(self.system.status()) or status["exit"] == 0, "healthy", timeout_s=120)
         codes = {actor["name"]: actor["detail"]["code"] for actor in status["actors"]}
         codes["http"] = self.system.get("/health").json()["release"]
         assert set(codes.values()) == {digest}, codes
@@ -128,7 +130,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iter
         stage = Stage(dataclasses.replace(system, code=first), sim, folder)
         stage.exchange(symbols=["BTCUSDT", "ETHUSDT"])
         well(stage.system.run("up"))
-        eventually(lambda: system.get("/v1/symbols").json()["data"], "rows are answered", timeout_s=60)
+        eventually(lambda: system.get("/v1/symbols").json()["data"], "rows are answered", timeout_s=180)
         yield stage
         sim.stop()
         well(stage.system.run("down"))
