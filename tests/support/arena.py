@@ -52,7 +52,12 @@ CHANNEL_OF = {"trades": "trade", "quotes": "bookTicker"}
 CRASHES = {"crash_loop_restarts": 1_000, "backoff_max_s": 1}
 AVRO_SCHEMAS = {table: fastavro.parse_schema(json.loads(schema)) for table, schema in SCHEMAS.items()}
 
-SUPERVISION = {"health_interval_s": 0.5, "health_timeout_s": 10, "start_timeout_s": 60, "drain_timeout_s": 20} | CRASHES
+SUPERVISION = {
+    "health_interval_s": 0.5,
+    "health_timeout_s": 20,
+    "start_timeout_s": 180,
+    "drain_timeout_s": 30,
+} | CRASHES
 
 
 @dataclass(frozen=True)
