@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import render
 from benchmarks import report as reporting
-from benchmarks.memory import notes_of, rows_of
+from benchmarks.memory import fill_in, notes_of, rows_of
 from k2ray.soak.report import as_json
+from k2ray.soak.samples import SampleLog
 from k2ray.soak.verdict import judge
 from tests.support.runs import an_hour
 
@@ -45,6 +46,24 @@ def test_memory_is_what_a_soaks_report_says() -> None:
     assert (row["actor"], row["start_mb"], row["after_10_min_mb"], row["end_mb"]) == ("feed:binance:0", 200, 200, 200)
     assert row["at_least"] <= row["growth_mb_per_day"] <= row["at_most"]
     assert "for 60 minutes, 10 trades/s stored, verdict passed" in notes_of(document)
+
+
+def test_memory_after_ten_minutes_is_found_in_the_samples_where_a_report_lacks_it(tmp_path: Path) -> None:
+    run = an_hour()
+    document = json.loads(json.dumps(as_json("soak of 1 h", run, judge(run)), allow_nan=False))
+    del document["memory_mb"]["feed:binance:0"]["warm"]
+    log = SampleLog(tmp_path)
+    for minute in (0, 9, 11, 30):
+        actor = {
+            "name": "feed:binance:0#1",
+            "role": "feed",
+            "state": "running",
+            "rss_bytes": (200 + minute) * 1_000_000,
+        }
+        log.note({"actors": [actor]}, run.since_s + 60 * minute, 60.0 * minute)
+    fill_in(document, tmp_path)
+    assert rows_of(document)[0]["after_10_min_mb"] == 211
+    fill_in(document, tmp_path / "nothing there")
 
 
 def test_memory_of_a_soak_that_was_too_short_has_no_growth() -> None:
