@@ -7,7 +7,7 @@ way and which id the exchange named last. Without a supervisor the answer is the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,11 +20,13 @@ from k2ray.query.completeness import PARAMETERS, CompletenessRequest, known_of, 
 from k2ray.query.engine import Answer, QueryEngine
 from k2ray.query.gaps import GAP_PARAMETERS, parse_gaps
 from k2ray.query.proof import Known
-from serve.formats import choose_format, headers
-from serve.parameters import openapi_parameters, read_query
-from serve.problems import MEDIA_TYPE, PROBLEM_SCHEMA
+from serve.answers import answer, documented
+from serve.formats import FORMATS
+from serve.parameters import read_query
 from serve.status import SystemStatus
 from serve.work import Workers
+
+JSON = FORMATS["json"].media_type
 
 _EXAMPLE = {
     "data": [
@@ -55,7 +57,7 @@ _EXAMPLE = {
     ],
     "snapshot": "4861203742364821347",
 }
-_GAP_EXAMPLE = {
+_GAP = {
     "exchange": "binance",
     "symbol": "BTCUSDT",
     "table": "trades",
@@ -69,6 +71,7 @@ _GAP_EXAMPLE = {
     "reason": "",
     "snapshot_id": "4861203742364821347",
 }
+_GAPS_EXAMPLE = {"data": [_GAP], "snapshot": _EXAMPLE["snapshot"]}
 
 
 def completeness_routes(engine: Callable[[], QueryEngine], system_status: SystemStatus, workers: Workers) -> APIRouter:
@@ -84,31 +87,27 @@ def completeness_routes(engine: Callable[[], QueryEngine], system_status: System
     @router.get(
         "/completeness",
         summary="First and last id, what is missing, and up to where nothing is",
-        **_documented("completeness", PARAMETERS, _EXAMPLE),
+        **documented("completeness", PARAMETERS, "An answer.", {JSON: {"example": _EXAMPLE}}, (404,)),
     )
     async def completeness(request: Request) -> Response:
         asked = parse_completeness(read_query(request, PARAMETERS))
         body = await workers.run(_answer, engine, system_status, asked)
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        return Response(msgspec.json.encode(body), media_type=JSON)
 
     @router.get(
         "/gaps",
         summary="What was found missing, when, and what became of it; the newest first",
-        **_documented("gaps", (*GAP_PARAMETERS, "format"), {"data": [_GAP_EXAMPLE], "snapshot": _EXAMPLE["snapshot"]}),
+        **documented("gaps", (*GAP_PARAMETERS, "format"), "An answer.", {JSON: {"example": _GAPS_EXAMPLE}}, (404,)),
     )
     async def gaps(request: Request) -> Response:
-        parameters = read_query(request, (*GAP_PARAMETERS, "format"))
-        form = choose_format(parameters.pop("format", None), request.headers.get("accept"))
-        asked = parse_gaps(parameters)
-
-        def work() -> tuple[Answer, bytes]:
-            found = engine().gaps(asked)
-            return found, b"".join(form.encode(found))
-
-        found, content = await workers.run(work)
-        return Response(content, headers=headers(found), media_type=form.media_type)
+        return await answer(workers, request, GAP_PARAMETERS, lambda given: _gaps(engine, given))
 
     return router
+
+
+def _gaps(engine: Callable[[], QueryEngine], given: Mapping[str, str]) -> Callable[[], Answer]:
+    asked = parse_gaps(given)
+    return lambda: engine().gaps(asked)
 
 
 def _answer(
@@ -128,19 +127,4 @@ def _answer(
             for verdict in verdicts
         ],
         "snapshot": None if snapshot_id is None else str(snapshot_id),
-    }
-
-
-def _documented(name: str, parameters: tuple[str, ...], example: dict[str, Any]) -> dict[str, Any]:
-    error = {"content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
-    return {
-        "response_class": Response,
-        "operation_id": name,
-        "openapi_extra": openapi_parameters(parameters),
-        "responses": {
-            200: {"description": "An answer.", "content": {"application/json": {"example": example}}},
-            400: {"description": "The question is wrong: field says where, allowed what would be right.", **error},
-            404: {"description": "Nothing of this exchange or symbol is in the table.", **error},
-            503: {"description": "A part is away, or the replica is full: ask again after Retry-After.", **error},
-        },
     }

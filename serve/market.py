@@ -6,20 +6,19 @@ written in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from k2ray.errors import BadRequest
-from k2ray.metrics import QUERY_FILES, QUERY_ROWS
 from k2ray.query.engine import Answer, QueryEngine
 from k2ray.query.request import BAR_PARAMETERS, MAX_LIMIT, ROW_PARAMETERS, parse_bars, parse_rows
-from serve.formats import FORMATS, ROWS_PER_CHUNK, Format, choose_format, headers
-from serve.parameters import choose_table, openapi_parameters, read_query
-from serve.problems import MEDIA_TYPE, PROBLEM_SCHEMA
+from serve.answers import answer, documented
+from serve.formats import FORMATS
+from serve.parameters import choose_table
 from serve.work import Workers
 
 SYMBOL_PARAMETERS = ("table", "exchange")
@@ -100,32 +99,25 @@ def market_routes(engine: Callable[[], QueryEngine], workers: Workers) -> APIRou
     """
     router = APIRouter(prefix="/v1", tags=["market"])
 
-    async def answer(
-        request: Request, known: tuple[str, ...], question: Callable[[dict[str, str]], Callable[[], Answer]]
-    ) -> Response:
-        parameters = read_query(request, (*known, "format"))
-        form = choose_format(parameters.pop("format", None), request.headers.get("accept"))
-        return await _respond(workers, form, question(parameters))
-
     @router.get("/trades", summary="Trades in time order", **_documented("trades", ROW_PARAMETERS))
     async def trades(request: Request) -> Response:
-        return await answer(request, ROW_PARAMETERS, lambda given: _rows(engine, "trades", given))
+        return await answer(workers, request, ROW_PARAMETERS, lambda given: _rows(engine, "trades", given))
 
     @router.get("/quotes", summary="Best bids and asks in time order", **_documented("quotes", ROW_PARAMETERS))
     async def quotes(request: Request) -> Response:
-        return await answer(request, ROW_PARAMETERS, lambda given: _rows(engine, "quotes", given))
+        return await answer(workers, request, ROW_PARAMETERS, lambda given: _rows(engine, "quotes", given))
 
     @router.get("/bars", summary="OHLCV, VWAP and count of trades", **_documented("bars", BAR_PARAMETERS))
     async def bars(request: Request) -> Response:
-        return await answer(request, BAR_PARAMETERS, lambda given: _bars(engine, given))
+        return await answer(workers, request, BAR_PARAMETERS, lambda given: _bars(engine, given))
 
     @router.get("/symbols", summary="Instruments of a table", **_documented("symbols", SYMBOL_PARAMETERS))
     async def symbols(request: Request) -> Response:
-        return await answer(request, SYMBOL_PARAMETERS, lambda given: _symbols(engine, given))
+        return await answer(workers, request, SYMBOL_PARAMETERS, lambda given: _symbols(engine, given))
 
     @router.get("/snapshots", summary="Snapshots of a table", **_documented("snapshots", SNAPSHOT_PARAMETERS))
     async def snapshots(request: Request) -> Response:
-        return await answer(request, SNAPSHOT_PARAMETERS, lambda given: _snapshots(engine, given))
+        return await answer(workers, request, SNAPSHOT_PARAMETERS, lambda given: _snapshots(engine, given))
 
     return router
 
@@ -153,39 +145,10 @@ def _snapshots(engine: Callable[[], QueryEngine], given: dict[str, str]) -> Call
     return lambda: engine().list_snapshots(table, int(limit))
 
 
-async def _respond(workers: Workers, form: Format, question: Callable[[], Answer]) -> Response:
-    def work() -> tuple[Answer, bytes | Iterator[bytes]]:
-        found = question()
-        chunks = form.encode(found)
-        return found, b"".join(chunks) if found.rows.num_rows <= ROWS_PER_CHUNK else chunks
-
-    found, content = await workers.run(work)
-    QUERY_ROWS.inc(found.rows.num_rows)
-    QUERY_FILES.inc(found.files)
-    if isinstance(content, bytes):
-        return Response(content, headers=headers(found), media_type=form.media_type)
-    return StreamingResponse(workers.stream(content), headers=headers(found), media_type=form.media_type)
-
-
 def _documented(name: str, parameters: tuple[str, ...]) -> dict[str, Any]:
-    """Return the keywords that document a route: parameters, an example answer, and what errors look like."""
-    example = {"data": [EXAMPLES[name]], **_ENVELOPE}
-    error = {"content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
-    return {
-        "response_class": Response,
-        "operation_id": name,
-        "openapi_extra": openapi_parameters((*parameters, "format")),
-        "responses": {
-            200: {
-                "description": "An answer; empty data means that the snapshot holds no such row.",
-                "content": {
-                    FORMATS["json"].media_type: {"example": example},
-                    FORMATS["arrow"].media_type: {"schema": {"type": "string", "format": "binary"}},
-                },
-            },
-            400: {"description": "The question is wrong: field says where, allowed what would be right.", **error},
-            410: {"description": "The cursor's snapshot has expired: ask again without it.", **error},
-            422: {"description": "The question is too large for the time or memory of one query.", **error},
-            503: {"description": "A part is away, or the replica is full: ask again after Retry-After.", **error},
-        },
+    meaning = "An answer; empty data means that the snapshot holds no such row."
+    content = {
+        FORMATS["json"].media_type: {"example": {"data": [EXAMPLES[name]], **_ENVELOPE}},
+        FORMATS["arrow"].media_type: {"schema": {"type": "string", "format": "binary"}},
     }
+    return documented(name, (*parameters, "format"), meaning, content, (410, 422))

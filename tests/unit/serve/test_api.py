@@ -220,7 +220,7 @@ async def test_a_full_replica_says_so_while_health_answers(
 
 
 async def test_a_large_answer_comes_in_chunks(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("serve.formats", "serve.market"):
+    for module in ("serve.formats", "serve.answers"):
         monkeypatch.setattr(f"{module}.ROWS_PER_CHUNK", 3)
     answer = await client.get("/v1/trades")
     assert "content-length" not in answer.headers
