@@ -14,7 +14,7 @@ Next in the flow: `tail/` trims what the published snapshot holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -91,15 +91,39 @@ class SingleTransaction(Transaction):
         return self._table.metadata
 
 
-class _FencedAppend(_MergeAppendFiles):
+class FencedSnapshot(_MergeAppendFiles):
+    """A snapshot made in attempts, which deletes nothing whatever became of them. Subclasses fence each attempt.
+
+    Args:
+        operation: What it is.
+        table: Current.
+        files: Added by it.
+    """
+
+    def __init__(self, operation: Operation, table: Table, files: Iterable[DataFile]) -> None:
+        super().__init__(operation, SingleTransaction(table), table.io)
+        for file in files:
+            self.append_data_file(file)
+
+    def _cleanup_uncommitted(self) -> None:
+        """Leave files of failed attempts to the sweep: a later or late landing needs them."""
+
+    def _clean_all_uncommitted(self) -> None:
+        """Leave files to the sweep: if the commit landed after all, deleting them would destroy the table."""
+
+    def land(self) -> None:
+        """Run the attempts."""
+        self.commit()
+        self._transaction.commit_transaction()
+
+
+class _FencedAppend(FencedSnapshot):
     """A merge append whose every attempt checks contiguity and merges offsets over what it is built on."""
 
     def __init__(self, table: Table, append: Append, faults: Faults) -> None:
         self._append = append
         self._faults = faults
-        super().__init__(Operation.APPEND, SingleTransaction(table), table.io)
-        for file in append.files:
-            self.append_data_file(file)
+        super().__init__(Operation.APPEND, table, append.files)
 
     def _commit(self) -> UpdatesAndRequirements:
         metadata = self._transaction.table_metadata
@@ -112,17 +136,6 @@ class _FencedAppend(_MergeAppendFiles):
         result = super()._commit()
         self._faults("inside_commit")
         return result
-
-    def _cleanup_uncommitted(self) -> None:
-        """Leave files of failed attempts to upkeep: a late landing would need them."""
-
-    def _clean_all_uncommitted(self) -> None:
-        """Leave files to upkeep: if the commit landed after all, deleting them would destroy the table."""
-
-    def land(self) -> None:
-        """Run the attempts."""
-        self.commit()
-        self._transaction.commit_transaction()
 
 
 class _Genesis(_FencedAppend):

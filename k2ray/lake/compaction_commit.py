@@ -25,12 +25,11 @@ from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update import UpdatesAndRequirements
-from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from pyiceberg.typedef import EMPTY_DICT
 
 from k2ray.clock import Clock
 from k2ray.errors import K2rayError, OperatorNeeded
-from k2ray.lake.commit import Faults, SingleTransaction
+from k2ray.lake.commit import Faults, FencedSnapshot
 from k2ray.lake.durable import AWAY, unavailable
 from k2ray.lake.progress import committed_progress
 from k2ray.lake.sweep import MARGIN_US
@@ -43,7 +42,7 @@ class GaveWay(K2rayError):
     """Somebody else's commit won, or there is no time left: drop the new files, look at the table anew."""
 
 
-class FencedReplace(_MergeAppendFiles):
+class FencedReplace(FencedSnapshot):
     """A replace whose every attempt carries on the key of what it is built on.
 
     Args:
@@ -71,9 +70,7 @@ class FencedReplace(_MergeAppendFiles):
         self._kept: list[ManifestFile] = []
         self._gone: list[ManifestEntry] = []
         self._rewritten: dict[str, tuple[ManifestFile | None, list[ManifestEntry]]] = {}
-        super().__init__(Operation.REPLACE, SingleTransaction(table), table.io)
-        for file in added:
-            self.append_data_file(file)
+        super().__init__(Operation.REPLACE, table, added)
 
     def _commit(self) -> UpdatesAndRequirements:
         metadata = self._transaction.table_metadata
@@ -145,17 +142,6 @@ class FencedReplace(_MergeAppendFiles):
         finally:
             self._operation = Operation.REPLACE
         return Summary(operation=Operation.REPLACE, **summary.additional_properties)
-
-    def _cleanup_uncommitted(self) -> None:
-        """Leave files of failed attempts to the sweep: later attempts use their manifests again."""
-
-    def _clean_all_uncommitted(self) -> None:
-        """Leave files to the sweep: if the commit landed after all, deleting them would destroy the table."""
-
-    def land(self) -> None:
-        """Run the attempts."""
-        self.commit()
-        self._transaction.commit_transaction()
 
 
 def commit_replace(
