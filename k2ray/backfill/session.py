@@ -58,6 +58,20 @@ FILLING_SHOWN = 1_000
 _log = get_logger(__name__)
 
 
+class _Pause:
+    """Before the exchange is asked again: longer with each failure in a row, and random."""
+
+    def __init__(self) -> None:
+        self._limit_s = PAUSE_FIRST_S
+
+    async def wait(self) -> None:
+        await asyncio.sleep(random.uniform(0.5, 1.0) * self._limit_s)
+        self._limit_s = min(PAUSE_MAX_S, self._limit_s * 2)
+
+    def end(self) -> None:
+        self._limit_s = PAUSE_FIRST_S
+
+
 @dataclass(frozen=True)
 class BackfillStatus:
     """What a backfill says about itself; counts are since its start.
@@ -156,7 +170,6 @@ class BackfillSession:
         self._looked = asyncio.Event()
         self._filling: list[tuple[str, str, int, int]] = []
         self._proofs: list[dict[str, Any]] = []
-        self._pause_s = PAUSE_FIRST_S
         self._trouble: dict[str, str] = {}
         self._look_count = self._rows = self._pages = self._sealed_ids = 0
 
@@ -278,6 +291,7 @@ class BackfillSession:
     # --- fill
 
     async def _keep_filling(self) -> None:
+        pause = _Pause()
         while True:
             await self._give_up(self.planner.give_ups())
             pages = self.planner.next(self._clock.monotonic_s(), self._settings.concurrency)
@@ -291,10 +305,9 @@ class BackfillSession:
             if done:
                 await self._produce(done)
             if len(done) < len(pages):
-                await asyncio.sleep(random.uniform(0.5, 1.0) * self._pause_s)
-                self._pause_s = min(PAUSE_MAX_S, self._pause_s * 2)
+                await pause.wait()
             else:
-                self._pause_s = PAUSE_FIRST_S
+                pause.end()
 
     async def _fetch(self, page: Page) -> RestPage | None:
         channel, symbol = page.stream
@@ -350,14 +363,13 @@ class BackfillSession:
 
     async def _learn(self) -> None:
         """Ask what live rows say too: the symbols' currencies. Rows are not fetched before that is known."""
-        pause_s = PAUSE_FIRST_S
+        pause = _Pause()
         while True:
             try:
                 known = await ask_about(self._reader, self._adapter, self._chosen.symbols)
             except ExchangeUnavailable as error:
                 self._trouble["exchange"] = str(error)
-                await asyncio.sleep(random.uniform(0.5, 1.0) * pause_s)
-                pause_s = min(PAUSE_MAX_S, pause_s * 2)
+                await pause.wait()
             else:
                 self._trouble.pop("exchange", None)
                 self._rest.learn(known)
