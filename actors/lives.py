@@ -207,6 +207,7 @@ class Child:
         replacements: `reason/outcome` -> how many.
         replace_at_s: Before then the memory policy leaves it alone.
         restarts_by: Cause -> how many.
+        late_starts: Generations in a row that were killed since they were not up in time.
     """
 
     logical: str
@@ -224,6 +225,7 @@ class Child:
     replace_at_s: float = 0.0
     replace_pause_s: float = 0.0
     restarts_by: Counter[str] = field(default_factory=Counter)
+    late_starts: int = 0
 
     @property
     def restarts(self) -> int:

@@ -5,7 +5,8 @@ Tell it what happened (`handle`), ask it what to do (`decide`). Time is an argum
 1. A wanted child without a life is started, as the generation after the highest ever seen.
 2. A living actor that nobody knows is attached to (a restarted supervisor adopts this way, without disturbing it), and
    drained afterwards if it is not wanted.
-3. A life that is silent for the health timeout, whose loop does not turn, or that is not up in time is killed.
+3. A life that is silent for the health timeout, whose loop does not turn, or that is not up in time is killed; the one
+   after a late one has twice the time.
 4. A planned replacement starts the next generation beside the living one. Of two generations the newest that has proved
    itself on live data stays (`actors/replacement.py`); one that cannot is given up, and that is no crash.
 5. A life that ended is followed by the next one after exponential backoff with full jitter. Too many crashes within the
@@ -258,6 +259,7 @@ class Reconciler:
         if life.phase is Phase.STARTING:
             life.phase = Phase.RUNNING
             life.since_s = now_s
+            self._children[name.logical].late_starts = 0
 
     def _keep_one(self, child: Child, now_s: float) -> list[Instruction]:
         """Drain what is not wanted, and the generations that a newer one has taken over from."""
@@ -320,6 +322,8 @@ class Reconciler:
         return self._listed and child.wanted and not child.failed and alone and now_s >= child.start_at_s
 
     def _kill(self, child: Child, life: Life, verdict: Verdict, now_s: float) -> Kill:
+        if verdict.cause is Cause.START and not replacement.is_proving(child, life):
+            child.late_starts += 1
         self._note_end(child, life, verdict.reason, verdict.cause, Fault.CRASH, now_s)
         return Kill(life.name, life.pid, life.node, verdict.reason)
 

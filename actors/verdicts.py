@@ -11,6 +11,13 @@ from actors import pressure, replacement
 from actors.lives import Cause, Child, Life, Phase
 from k2ray.settings import Memory, Supervision
 
+LATE_STARTS_MAX = 3
+"""Each start that was too slow doubles the time of the next one, so often at most.
+
+On a starved machine (seen: load 30 on two cores) all actors needed more time than they had; killed and begun anew again
+and again, none would ever have been up.
+"""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -33,8 +40,9 @@ def judge(child: Child, life: Life, policy: Supervision, memory: Memory, now_s: 
         late = now_s - life.since_s > policy.drain_timeout_s
         return Verdict(Cause.DRAIN, f"not drained within {policy.drain_timeout_s:g} s") if late else None
     if life.phase is Phase.STARTING and not life.adopted:
-        late = now_s - life.since_s > policy.start_timeout_s
-        return Verdict(Cause.START, f"not up within {policy.start_timeout_s:g} s") if late else None
+        allowed_s = policy.start_timeout_s * 2 ** min(child.late_starts, LATE_STARTS_MAX)
+        late = now_s - life.since_s > allowed_s
+        return Verdict(Cause.START, f"not up within {allowed_s:g} s") if late else None
     if now_s - life.heard_s > policy.health_timeout_s:
         return Verdict(Cause.SILENT, f"silent for {policy.health_timeout_s:g} s")
     turn_age_s = float(life.health.get("turn_age_s", 0.0))

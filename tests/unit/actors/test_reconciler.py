@@ -125,6 +125,20 @@ def test_an_actor_that_does_not_come_up_is_killed_and_tried_again() -> None:
     assert str(world.started[-1]) == "feed:binance:0#2"
 
 
+def test_where_every_start_takes_longer_than_allowed_each_has_twice_the_time_until_one_is_up() -> None:
+    """On a starved machine actors were killed and begun anew for ever, none got to the end of its start."""
+    world = ActorWorld(Supervision(start_timeout_s=20))
+    world.reconciler.want(["feed:binance:0"], 1)
+    child = world.reconciler.children["feed:binance:0"]
+    while len(world.killed) < 5:
+        if world.step() and world.started[-1] in world.living:
+            world.living[world.started[-1]] = False
+    allowed = ["20", "40", "80", "160", "160"]
+    assert [kill.reason for kill in world.killed] == [f"not up within {seconds} s" for seconds in allowed]
+    world.steps(60)  # no crash loop, in so long a time: another one is started, and this one answers
+    assert (child.state, child.late_starts) == ("running", 0)
+
+
 def test_a_crash_loop_fails_that_actor_and_no_other_and_a_new_up_brings_it_back() -> None:
     world = ActorWorld()
     world.starts_fail = {"feed:binance:0"}
