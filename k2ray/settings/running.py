@@ -39,7 +39,9 @@ class Supervision(Section):
     interval_s: PositiveFloat = Field(0.25, description="Seconds between two looks at the actors.")
     health_interval_s: PositiveFloat = Field(1, description="Seconds between health questions to an actor.")
     health_timeout_s: PositiveFloat = Field(10, description="An actor silent for this long is killed.")
-    start_timeout_s: PositiveFloat = Field(60, description="An actor not up by then is killed; the next one has twice the time.")
+    start_timeout_s: PositiveFloat = Field(
+        60, description="An actor not up by then is killed; the next one has twice the time."
+    )
     drain_timeout_s: PositiveFloat = Field(20, description="What an actor may take to drain.")
     backoff_initial_s: PositiveFloat = Field(0.2, description="First restart delay's upper bound; doubles.")
     backoff_max_s: PositiveFloat = Field(30, description="Largest restart delay's upper bound.")
