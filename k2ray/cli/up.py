@@ -30,7 +30,8 @@ from k2ray.log.broker import LocalBroker
 from k2ray.log.topics import ensure_topics
 from k2ray.settings import Settings
 
-ACTORS_TIMEOUT_S = 120.0
+SUPERVISOR_TIMEOUT_S = 120.0
+MARGIN_S = 30.0
 STATUS_TIMEOUT_S = 10.0
 
 Undo = Callable[[], object]
@@ -213,7 +214,7 @@ def _supervise(
     if not lives:
         undo.append(("Stop actors", lambda: drain_actors(system)))
     edge.start_supervisor(layout.namespace, str(layout.root), wanted.code)
-    deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
+    deadline_s = time.monotonic() + SUPERVISOR_TIMEOUT_S
     while True:
         try:
             status = system_status(layout.namespace, STATUS_TIMEOUT_S)
@@ -235,7 +236,9 @@ def _await_actors(system: System) -> list[dict[str, Any]]:
     """
     from actors.supervisor import system_status
 
-    deadline_s = time.monotonic() + ACTORS_TIMEOUT_S
+    # An actor that is not up in time is tried once more with twice the time: both are waited for.
+    allowed_s = 3 * system.settings.supervision.start_timeout_s + MARGIN_S
+    deadline_s = time.monotonic() + allowed_s
     while True:
         actors: list[dict[str, Any]] = system_status(system.layout.namespace, STATUS_TIMEOUT_S)["actors"]
         waiting = [actor for actor in actors if actor["state"] != "running"]
@@ -246,7 +249,7 @@ def _await_actors(system: System) -> list[dict[str, Any]]:
             raise OperatorNeeded(f"given up after crashes: {'; '.join(failed)} (logs below {system.layout.logs})")
         if time.monotonic() > deadline_s:
             names = "; ".join(f"{actor['name']} is {actor['state']} ({actor['last_reason']})" for actor in waiting)
-            raise TryAgain(f"not up within {ACTORS_TIMEOUT_S:g} s: {names}")
+            raise TryAgain(f"not up within {allowed_s:g} s: {names}")
         time.sleep(0.1)
 
 
