@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from actors.child import Child
@@ -26,6 +27,7 @@ from k2ray.lake.catalog import open_catalog
 from k2ray.log.consumer import LogReader
 from k2ray.log.partition import share_of
 from k2ray.log.producer import LogProducer
+from k2ray.settings import Settings
 
 TURN_S = 1.0
 RETRY_S = 1.0
@@ -62,6 +64,29 @@ class ExchangeBudget:
         await self._permits.observe(self._exchange, WEIGHT, used)
 
 
+async def follow_feeds(
+    line: SupervisorLine, settings: Settings, exchange: str, connected_anew: Callable[[Iterable[str]], None]
+) -> None:
+    """Tell whose feed was away, until cancelled: the supervisor knows it from the health reports that it gathers.
+
+    Args:
+        line: To the supervisor.
+        settings: Say which connection has which symbols.
+        exchange: Whose feeds.
+        connected_anew: Is told the symbols of a connection.
+    """
+    reconnects = Reconnects(exchange)
+    chosen, partitions = settings.exchanges.enabled()[exchange], settings.kafka.partitions
+    while True:
+        try:
+            found = reconnects.note(await line.call("status"))
+        except SupervisorUnavailable:
+            found = set()  # the next answer tells as much
+        for index in found:
+            connected_anew(share_of(exchange, chosen.symbols, partitions, chosen.connections, index))
+        await asyncio.sleep(settings.backfill.interval_s)
+
+
 class BackfillActor(Child):
     """Closes the gaps of one exchange; named `backfill:<exchange>#<generation>`."""
 
@@ -89,7 +114,9 @@ class BackfillActor(Child):
             await asyncio.to_thread(reader.close)
 
     async def _work(self, session: BackfillSession) -> None:
-        working = {asyncio.create_task(session.run()), asyncio.create_task(self._follow_feeds(session))}
+        line = SupervisorLine(self.layout.namespace)
+        following = follow_feeds(line, self.settings, self._exchange, session.connected_anew)
+        working = {asyncio.create_task(session.run()), asyncio.create_task(following)}
         try:
             ended: set[asyncio.Task[None]] = set()
             while not ended and not self.stopping.is_set():
@@ -103,20 +130,6 @@ class BackfillActor(Child):
             await asyncio.gather(*working, return_exceptions=True)
         flushed = await asyncio.to_thread(session.finish, self.settings.supervision.drain_timeout_s / 2)
         self.log.info("drained", flushed=flushed)
-
-    async def _follow_feeds(self, session: BackfillSession) -> None:
-        """Tell the session whose feed was away: the supervisor knows it from the health reports that it gathers."""
-        line, reconnects = SupervisorLine(self.layout.namespace), Reconnects(self._exchange)
-        chosen, partitions = self.settings.exchanges.enabled()[self._exchange], self.settings.kafka.partitions
-        while True:
-            try:
-                found = reconnects.note(await line.call("status"))
-            except SupervisorUnavailable:
-                found = set()  # the next answer tells as much
-            for index in found:
-                symbols = share_of(self._exchange, chosen.symbols, partitions, chosen.connections, index)
-                session.connected_anew(symbols)
-            await asyncio.sleep(self.settings.backfill.interval_s)
 
     async def _open(self, producer: LogProducer, reader: LogReader) -> BackfillSession | None:
         """Open the catalog, waiting for it while it is away; None if drained meanwhile."""
