@@ -15,7 +15,7 @@ one's habits. Backward (a rollback, or a deployment that failed) the same order 
 Plans start from what really runs, not from a memory of what was done: one that was interrupted is completed, or taken
 back, by planning again.
 
-Next in the flow: `k2ray/cli/rollout.py` carries the moves out.
+Next in the flow: `k2ray/cli/rollout.py` carries the moves out; `actors/steadiness.py` judges what runs after them.
 """
 
 from __future__ import annotations
@@ -265,27 +265,3 @@ def _judge_one(name: str, actor: Mapping[str, Any], target: str, generation: int
         return Verdict(Outcome.DONE)
     state = actor["state"] if actor["state"] != "running" else "not at work on live data"
     return Verdict(Outcome.WAITING, f"{name} is {state} ({actor['last_reason'] or 'no trouble known'})")
-
-
-def unsteady(
-    actors: Mapping[str, Mapping[str, Any]], before: Mapping[str, int], wanted: Iterable[str], target: str
-) -> str:
-    """Say which actor does not keep what it promised after the cut; empty if all do.
-
-    Args:
-        actors: Logical name -> its entry in the supervisor's status.
-        before: Logical name -> its restarts when the watch began.
-        wanted: All logical names of the release.
-        target: Its digest.
-    """
-    for name in wanted:
-        actor = actors.get(name)
-        if actor is None:
-            return f"{name} is gone"
-        if actor["state"] != "running":
-            return f"{name} is {actor['state']}: {actor['last_reason']}"
-        if actor["restarts"] > before.get(name, actor["restarts"]):
-            return f"{name} had to be restarted: {actor['last_reason']}"
-        if actor["detail"].get("code") != target:
-            return f"{name} runs release {actor['detail'].get('code')}"
-    return ""

@@ -19,10 +19,11 @@ import httpx
 
 from actors import edge
 from actors.child import pid_space
-from actors.deploy import Deed, Move, Outcome, Running, Verdict, judge, plan, unsteady
+from actors.deploy import Deed, Move, Outcome, Running, Verdict, judge, plan
 from actors.history import History, write_history
 from actors.names import SUPERVISOR
 from actors.releases import StoredRelease
+from actors.steadiness import Steadiness
 from actors.supervisor import system_status
 from actors.wanted import Release, Wanted, read_wanted, write_wanted
 from k2ray.cli.console import Step, complain, step
@@ -149,13 +150,16 @@ class Rollout:
         """
         self._note(f"watch for {seconds:g} s")
         with step(f"Watch for {seconds:g} s"):
-            before = {name: actor["restarts"] for name, actor in self.actors().items()}
-            until_s = time.monotonic() + seconds
+            begun_s = time.monotonic()
+            first_commit_s = max(seconds, self._system.settings.lake.commit.interval_s) + MARGIN_S
+            steadiness = Steadiness(target.actors, target.digest, self.actors(), begun_s, first_commit_s)
             while True:
-                trouble = unsteady(self.actors(), before, target.actors, target.digest)
-                if trouble:
-                    raise MoveFailed(trouble)
-                if time.monotonic() >= until_s:
+                actors = self.actors()
+                verdict = steadiness.look(actors, now_s := time.monotonic())
+                if verdict.outcome is Outcome.FAILED:
+                    raise MoveFailed(verdict.reason)
+                # Who is not at work just now, or has still to commit, is waited for: it comes back, or fails.
+                if verdict.outcome is Outcome.DONE and now_s - begun_s >= seconds:
                     break
                 time.sleep(PAUSE_S)
             self._await(self._http_ready, ANSWER_TIMEOUT_S)

@@ -19,7 +19,6 @@ from actors.deploy import (
     judge,
     plan,
     refuse_fixed,
-    unsteady,
 )
 from actors.names import ROLES
 from k2ray.errors import SettingsError
@@ -269,11 +268,3 @@ def test_draining_is_done_when_nobody_is_listed() -> None:
     move = Move(Deed.DRAIN, gone=(FEED,))
     assert judge(move, {FEED: actor(BLUE, state="draining")}, GREEN, {}).outcome is Outcome.WAITING
     assert judge(move, {}, GREEN, {}).outcome is Outcome.DONE
-
-
-def test_the_watch_sees_restarts_wrong_code_and_absence() -> None:
-    assert unsteady({FEED: actor(GREEN)}, {FEED: 0}, [FEED], GREEN) == ""
-    assert "gone" in unsteady({}, {}, [FEED], GREEN)
-    assert "release blue" in unsteady({FEED: actor(BLUE)}, {FEED: 0}, [FEED], GREEN)
-    assert "restarted" in unsteady({FEED: actor(GREEN) | {"restarts": 1}}, {FEED: 0}, [FEED], GREEN)
-    assert "backoff" in unsteady({FEED: actor(GREEN, state="backoff")}, {FEED: 0}, [FEED], GREEN)
