@@ -14,7 +14,8 @@ reason why it can never be named any more, and only on top of that a margin for 
 A small file that was compacted is a batch's file which no snapshot names any more.
 
 One pass judges by the metadata of its beginning, and looks at a page of folders at a time: what could not be named then
-cannot be named later either, so a pass may take as many looks as it needs.
+cannot be named later either, so a pass may take as many looks as it needs. But for a rewind (the broker lost what it
+had confirmed, and its offsets are written anew): a pass that began before one ends, and its last page is not deleted.
 
 Next in the flow: `upkeep.py` deletes them.
 """
@@ -77,6 +78,19 @@ class Sweep:
     def page(self) -> list[tuple[str, str]]:
         """Look at the next page; return (kind, location) of what can never be named."""
         return next(self._pages, [])
+
+    def still_holds(self, table: Table) -> bool:
+        """Tell whether the committed offsets only grew since the beginning.
+
+        Args:
+            table: Loaded after the page was taken: what a rewound writer stages later is not on that page.
+        """
+        now = committed_progress(table.metadata)
+        if self._progress is None or now is None:
+            return self._progress is now
+        return now.topics == self._progress.topics and all(
+            now.offset(key).next >= before.next for key, before in self._progress.offsets.items()
+        )
 
     def _all_pages(self, table: Table) -> Iterator[list[tuple[str, str]]]:
         dead, seen = [], 0

@@ -225,6 +225,9 @@ class TableUpkeep:
             self._swept_s = now_s
             self._sweep = Sweep(table, self._names(table), self._live.paths_of_all(table))
         dead = self._sweep.page()
+        if not self._sweep.still_holds(table.refresh()):
+            self._sweep = self._swept_s = None
+            return 0
         if self._sweep.done:
             self._sweep = None
         return self._delete(table, dead, "mid_sweep")

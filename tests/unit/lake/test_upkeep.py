@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from k2ray.lake import sweep, upkeep_plan
 from k2ray.lake.catalog import create_table, open_catalog
 from k2ray.lake.commit import commit_append
 from k2ray.lake.durable import local_path
-from k2ray.lake.progress import committed_progress
+from k2ray.lake.progress import Offset, committed_progress
 from k2ray.lake.sweep import MARGIN_US
 from k2ray.lake.upkeep import TableUpkeep, UpkeepReport
 from k2ray.layout import DataDir
@@ -216,6 +217,25 @@ def test_a_sweep_goes_through_the_folders_a_page_a_look(
     assert max(deleted) < sum(deleted)
     assert sum(1 for count in deleted if count) >= 4
     assert len(files(tmp_path, "*.parquet")) == 1
+
+
+def test_a_file_committed_after_a_rewind_is_not_taken_for_a_dead_one(
+    tmp_path: Path, table: Table, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of several looks that began before the rewind would find offsets that were passed long ago."""
+    monkeypatch.setattr(sweep, "PAGE_FILES", 1)
+    for day in range(1, 4):
+        append_of(table, 0, 1, trades([9], start_us=NOON_US + day * 86_400_000_000))
+    commit_many(table, 5)
+    upkeep = upkeep_of(tmp_path, clock, compact=False)
+    upkeep.step()
+    at = append_of(table, 5, 6)
+    back = replace(at, files=(), end={(TRADES_TOPIC, 0): Offset(2)})
+    commit_append(table, back)
+    commit_append(table, append_of(table, 2, 3, trades([100])))
+    for _ in range(8):
+        upkeep.step()
+    assert stored_ids(table) == [0, 1, 2, 3, 4, 100]
 
 
 def test_a_neglected_table_is_worked_off_look_by_look(
