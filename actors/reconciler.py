@@ -286,9 +286,12 @@ class Reconciler:
         ]
 
     def _relieve_memory(self, now_s: float) -> None:
-        """Begin to replace one actor that takes too much or leaks; one at a time, two generations take twice that."""
+        """Begin to replace one actor that takes too much or leaks; one at a time, two generations take twice that.
+
+        Held children do not count: a deployment that died leaves them so until somebody acts, which may be days.
+        """
         children = self._children.values()
-        if any(child.replacement is not None and child.replacement.under_way for child in children):
+        if any(child.replacement is not None and child.replacement.under_way and not child.held for child in children):
             return
         for child in children:
             life = child.current

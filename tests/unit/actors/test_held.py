@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.names import ActorName
+from k2ray.memory import MB
 from tests.support.actor_world import ActorWorld
 
 FEEDS = ["feed:binance:0", "feed:binance:1"]
@@ -87,3 +88,13 @@ def test_a_child_without_a_life_starts_with_the_release_that_is_said() -> None:
     world.die(ActorName(FEEDS[1], 1))
     world.steps(3)
     assert world.releases[ActorName(FEEDS[1], 2)] == "blue", "what crashes comes back as what it was"
+
+
+def test_memory_is_relieved_elsewhere_while_a_dead_deployment_holds_a_group() -> None:
+    world = standing()
+    world.reconciler.want([*FEEDS, "writer:trades"], 1, base="green", runs=dict.fromkeys(FEEDS, "blue"), held=FEEDS)
+    world.health[ActorName("writer:trades", 1)] = {"rss_bytes": 2_000 * MB}
+    world.steps(10)
+    assert world.names("writer:trades") == [ActorName("writer:trades", 2)]
+    assert world.reconciler.children["writer:trades"].replacements == {"memory/done": 1}
+    assert len([name for name in world.living if name.logical in FEEDS]) == 4
