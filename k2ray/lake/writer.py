@@ -248,6 +248,9 @@ class TableWriter:
             lag_trades=lag_trades,
             lag_s=lag_s,
         )
+        if self._landing is None:
+            # Kafka answered and no commit is outstanding, so nothing is wrong any more; where no row comes, none lands.
+            self._update(trouble=None)
         return replace(report, records=records, rows=rows, duplicates=duplicates)
 
     def _is_full(self, world: World) -> bool:

@@ -16,6 +16,7 @@ from tests.support.lake import (
     QUOTES_TOPIC,
     TRADES_TOPIC,
     Killed,
+    MemoryReader,
     kill_at,
     lake_settings,
     open_table,
@@ -162,6 +163,25 @@ def test_nothing_is_committed_past_a_dead_letter_that_is_not_delivered(desk: Des
     assert writer.drain()
     assert desk.ids() == list(range(5))
     assert len(desk.letters.letters) == 1
+    assert writer.status().trouble is None
+
+
+def test_trouble_is_over_when_kafka_answers_again_although_nothing_comes_to_commit(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hiccup in a silent market left a writer "not ready" until the next trade, and would fail a deployment."""
+    writer = desk.writer()
+    assert writer.drain()
+
+    def away(*_: object) -> list[object]:
+        raise BrokerUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryReader, "fetch", away)
+        with pytest.raises(BrokerUnavailable):
+            writer.step(0)
+        assert "away" in str(writer.status().trouble)
+    writer.step(0)
     assert writer.status().trouble is None
 
 
