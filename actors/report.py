@@ -1,8 +1,9 @@
 """What `status` says: the reconciler's children and their last reports as plain values. Pure.
 
-The keys of an actor are a contract: name, role, generation, state, pid, restarts, last_reason, rss_bytes, rate,
-lag_trades, lag_s, data_age_s, ready (whether it works on live data), release (what it runs), replacement (the newest
-planned change of generation, decided or under way), memory (`actors/sampling.py`). Roles add their own below `detail`.
+The keys of an actor are a contract: name, role, generation, state, pid, restarts, restarts_by (reason -> how many),
+last_reason, rss_bytes, rate, lag_trades, lag_s, data_age_s, ready (whether it works on live data), release (what it
+runs), replacement (the newest planned change of generation, decided or under way), memory (`actors/sampling.py`). Roles
+add their own below `detail`.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def _supervisor(births: int, wanted: Wanted, own: MemoryReport) -> dict[str, Any
         "state": "running",
         "pid": os.getpid(),
         "restarts": births - 1,
+        "restarts_by": {},
         "last_reason": "",
         "ready": True,
         "release": wanted.release,
@@ -144,6 +146,7 @@ def _actor(child: Child, wanted: Wanted) -> dict[str, Any]:
         "state": child.state,
         "pid": life.pid if life is not None else None,
         "restarts": child.restarts,
+        "restarts_by": dict(child.restarts_by),
         "last_reason": child.last_reason,
         "ready": life is not None and life.phase is Phase.RUNNING and life.ready,
         "release": wanted.named(life.release if life is not None else child.release),

@@ -27,6 +27,7 @@ class ActorSample(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         name: Without generation. `pid` tells processes apart, `generation` and `restarts` say how many there were.
+        restarts_by: Reason -> unplanned restarts; only the supervisor counts its own without one.
         rate: Rows per second, as the actor counts them.
         rotations: Reason -> completed rotations; `reconnects`: connections that ended before another one delivered.
         pong_age_s: Since the exchange last answered a ping of ours.
@@ -38,6 +39,7 @@ class ActorSample(msgspec.Struct, frozen=True, omit_defaults=True):
     pid: int | None = None
     generation: int = 0
     restarts: int = 0
+    restarts_by: dict[str, int] = {}
     rss_bytes: int | None = None
     vms_bytes: int | None = None
     store_bytes: int | None = None
@@ -89,6 +91,7 @@ def _actor(actor: Mapping[str, Any]) -> ActorSample:
         pid=actor.get("pid"),
         generation=actor.get("generation") or 0,
         restarts=actor.get("restarts") or 0,
+        restarts_by={reason: count for reason, count in (actor.get("restarts_by") or {}).items() if count},
         rss_bytes=actor.get("rss_bytes"),
         vms_bytes=memory.get("vms_bytes"),
         store_bytes=memory.get("store_bytes"),

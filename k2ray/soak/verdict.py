@@ -26,8 +26,8 @@ LEAST_SECONDS = 0.999
 LEAST_SAMPLED = 0.95
 """Part of the samples that a period should have."""
 
-PING_S = 0.15
-"""How late a ping may go out; matters only where the schedule is compressed."""
+PING_S = 0.03
+"""How much of a connection's time may pass between two pings beside their interval; matters only where that is short."""
 
 ROTATION_S = 3.0
 """How late a rotation may begin: a connection's age counts from its opening, and the one before must have ended."""
@@ -184,6 +184,15 @@ def lives_of(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
     return {name: (len(processes.get(name, ())), of[-1] - of[0]) for name, of in restarts.items()}
 
 
+def _ended_for_memory(samples: Sequence[Sample]) -> list[str]:
+    """Return the actors that the supervisor ended for memory: it looks each second, so no sample need have seen it."""
+    counts: dict[str, list[int]] = defaultdict(list)
+    for sample in samples:
+        for actor in sample.actors:
+            counts[actor.name].append(actor.restarts_by.get("memory", 0))
+    return sorted(name for name, of in counts.items() if of[-1] > of[0])
+
+
 def _feeds_begun(samples: Sequence[Sample]) -> int:
     """Return how many processes of feeds came after the first one: deployed, replaced for memory, or restarted."""
     return sum(len(of) - 1 for of in _processes(samples).values() if of[0][0][1].role == "feed")
@@ -254,7 +263,9 @@ def _memory(run: Run) -> Check:
     limits = run.plan.hard_bytes
     over = [role for role, size in most.items() if role in limits and size > limits[role]]
     found = ", ".join(f"{role} {size / MB:.0f} MB" for role, size in sorted(most.items()) if size) or "no samples"
-    outcome = FAILED if over else PASSED if any(most.values()) else NOT_PROVEN
+    if ended := _ended_for_memory(run.samples):
+        found += f"; ended for it: {', '.join(ended)}"
+    outcome = FAILED if over or ended else PASSED if any(most.values()) else NOT_PROVEN
     return Check("memory limit", "no process above its role's hard limit", found, outcome)
 
 

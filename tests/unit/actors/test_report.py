@@ -19,6 +19,7 @@ CONTRACT = {
     "state",
     "pid",
     "restarts",
+    "restarts_by",
     "last_reason",
     "rss_bytes",
     "rate",

@@ -19,6 +19,7 @@ def status(rss: int = 100) -> dict[str, Any]:
                 "state": "running",
                 "pid": 17,
                 "restarts": 1,
+                "restarts_by": {"memory": 1, "crash": 0},
                 "rss_bytes": rss,
                 "rate": 12.34567,
                 "lag_trades": None,
@@ -39,6 +40,7 @@ def test_a_sample_keeps_what_a_verdict_needs() -> None:
     feed, writer = sample.actors
     assert (feed.name, feed.generation, feed.pid, feed.rss_bytes, feed.vms_bytes) == ("feed:binance:0", 3, 17, 100, 5)
     assert (feed.rotations, feed.reconnects, feed.pong_age_s, feed.rate) == ({"schedule": 2}, 1, 3.0, 12.346)
+    assert (feed.restarts, feed.restarts_by) == (1, {"memory": 1})
     assert (writer.state, writer.freshness_s, writer.rss_bytes) == ("starting", 1.5, None)
     assert (sample.gaps, sample.gap_ids, sample.pings) == (1, 5, 4)
 

@@ -79,6 +79,7 @@ def test_warm_up_and_other_processes_of_an_actor_are_left_out() -> None:
         ("rate", {"evidence": [evidence(rows=36_000)]}),
         ("seconds with data", {"evidence": [evidence(3596)]}),
         ("memory limit", {"samples": samples(rss_bytes=1001 * MB)}),
+        ("memory limit", {"samples": samples()[:30] + samples(restarts_by={"memory": 1})[30:]}),
         ("rotations", {"plan": dataclasses.replace(PLAN, rotate_every_s=600.0)}),
         ("rotations", {"samples": samples()[:1] + samples(rotations={"schedule": 7})[1:]}),
         ("pings", {"plan": dataclasses.replace(PLAN, ping_interval_s=30.0)}),
@@ -171,3 +172,9 @@ def test_a_feed_that_came_late_has_fewer_rotations_to_show() -> None:
 )
 def test_times_for_people(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_what_was_ended_for_memory_before_the_run_is_not_held_against_it() -> None:
+    assert outcomes(an_hour(samples=samples(restarts_by={"memory": 2})))["memory limit"] == PASSED
+    crashed = samples()[:30] + samples(restarts_by={"crash": 1})[30:]
+    assert outcomes(an_hour(samples=crashed))["memory limit"] == PASSED
