@@ -246,6 +246,7 @@ class Connection:
         self.last_pong_s = None
         self._frames = 0
         self._stale_s = now_s + self._settings.stale_after_s
+        self._ping_s = now_s
         self._replace_s = now_s + self._age_limit_s()[0] * (1 - self._uniform(0.0, self._settings.rotate_jitter))
         if self._draining:
             self._close("draining", now_s, out)
@@ -342,7 +343,10 @@ class Connection:
     def _ping(self, why: str, now_s: float, out: list[Instruction]) -> None:
         heartbeat = self._habits.heartbeat
         interval_s = self._settings.ping_interval_s / self._settings.time_compression
-        self._ping_s = now_s + min(interval_s, heartbeat.client_interval_s or interval_s)
+        interval_s = min(interval_s, heartbeat.client_interval_s or interval_s)
+        # From when it was due, so that what a busy machine is late by does not add up; not from long ago.
+        due_s = self._ping_s if why == HEARTBEAT and self._ping_s > now_s - interval_s else now_s
+        self._ping_s = due_s + interval_s
         self._pong_by_s = now_s + self._settings.pong_timeout_s
         self._pinged_for = why
         self.tally.pings += 1

@@ -227,6 +227,18 @@ def test_an_answered_ping_keeps_the_connection() -> None:
         assert subject.handle(machine.Pong(1), 180 * number + 9) == []
 
 
+def test_pings_that_are_late_do_not_delay_those_after_them() -> None:
+    subject = opened(feed=PINGS)
+    for number in range(1, 60):
+        assert subject.handle(machine.Tick(), 180 * number + 5) == [machine.Ping(1)]
+        assert subject.handle(machine.Pong(1), 180 * number + 6) == []
+    assert subject.due_s == 180 * 60
+    assert subject.handle(machine.Tick(), 180 * 62) == [machine.Ping(1)], "a suspended machine woke"
+    assert subject.due_s is not None
+    assert subject.handle(machine.Pong(1), 180 * 62) == [], "and makes up for nothing"
+    assert subject.due_s == 180 * 63
+
+
 def test_time_compression_divides_schedules_and_leaves_timeouts() -> None:
     subject = opened(feed=PINGS.model_copy(update={"time_compression": 720.0, "rotate_jitter": 0.0}))
     assert subject.handle(machine.Tick(), 0.25) == [machine.Ping(1)]
