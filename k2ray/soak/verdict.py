@@ -27,7 +27,7 @@ LEAST_SAMPLED = 0.95
 """Part of the samples that a period should have."""
 
 PING_S = 0.03
-"""How much of a connection's time may pass between two pings beside their interval; matters only where that is short."""
+"""What may pass between two pings beside their interval; matters only where that is short."""
 
 ROTATION_S = 3.0
 """How late a rotation may begin: a connection's age counts from its opening, and the one before must have ended."""
