@@ -115,6 +115,10 @@ class Intervals:
             nearest = min(nearest, self.lo[index + 1] + 1 - row_id)
         return nearest
 
+    def oldest_us(self) -> int:
+        """Return the oldest event time of a known row."""
+        return min(*self.first_us, *self.last_us, *(mark[1] for marks in self.marks for mark in marks))
+
     def steps_back(self, back_us: int) -> int:
         """Return how often the clock went back by more than `back_us`, from one known row to the next."""
         steps, before = 0, -_HIGH

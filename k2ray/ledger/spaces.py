@@ -148,7 +148,7 @@ class Space:
             earliest_us = max(lower[1] - CLOCK_STEP_US, self.floor_us - tolerance)
             fits = distance <= CONTINUES and before and not after and time_us >= earliest_us
         elif time_us > self.clock_us(params) - tolerance:
-            fits = after and between and upper is not None and time_us <= upper[1] + CLOCK_STEP_US
+            fits = between and upper is not None and time_us <= upper[1] + CLOCK_STEP_US
         else:
             fits = before or after
         if not fits:
@@ -162,6 +162,11 @@ class Space:
         """Return where the exchange's clock stood at the highest id: before the newest time, if it went back since."""
         last_us = self.intervals.last_us[-1]
         return last_us if self.newest_us - last_us > params.step_us else self.newest_us
+
+    def began_us(self, params: LedgerParams) -> int:
+        """Return the lowest id's event time, or the oldest one, if the exchange's clock went back to before that."""
+        first_us, oldest_us = self.intervals.first_us[0], self.intervals.oldest_us()
+        return oldest_us if first_us - oldest_us > params.tolerance_us else first_us
 
     def settle(self, params: LedgerParams) -> None:
         """Join holes that prove nothing and are older than the longest spool."""
@@ -303,8 +308,8 @@ class Instrument:
             ended_us = other.clock_us(params)
             if time_us >= ended_us - params.tolerance_us:
                 space.floor_us = max(space.floor_us, min(ended_us, time_us))
-            elif time_us < other.intervals.first_us[0]:
-                space.ceiling_us = min(space.ceiling_us, other.intervals.first_us[0])
+            elif time_us < other.began_us(params):
+                space.ceiling_us = min(space.ceiling_us, other.began_us(params))
         self.spaces.append(space)
         if len(self.spaces) > 1:
             name = space_name(self.base, space.number)
@@ -338,8 +343,8 @@ class Instrument:
             if space.opened_us >= other.clock_us(params) - params.tolerance_us:
                 if space.opened_id <= other.intervals.hi[-1]:  # ids that jumped ahead end nothing
                     other.ceiling_us = min(other.ceiling_us, max(space.opened_us, other.newest_us))
-            elif space.opened_us < other.intervals.first_us[0]:
-                other.floor_us = max(other.floor_us, min(space.newest_us, other.intervals.first_us[0]))
+            elif space.opened_us < other.began_us(params):
+                other.floor_us = max(other.floor_us, min(space.newest_us, other.began_us(params)))
 
     def _stray(self, row_id: int, time_us: int, params: LedgerParams, events: list[LedgerEvent]) -> int:
         times = self.strays.pop(row_id, ())[1 - STRAY_TIMES_KEPT :]

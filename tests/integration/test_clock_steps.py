@@ -88,12 +88,22 @@ async def test_the_hosts_clock_stepped_by_an_hour_both_ways(broker: TestBroker, 
             found = compare_ids(sim.truth, table, STREAM_OF[channel], to_the_end=False)
             assert (found.missing, found.doubled, found.invented) == (0, 0, 0), found
             assert found.stored > 500
+            assert spaces(table) == {""}, "ids that go on keep their numbering"
             ahead, behind = hours_off(table)
             if channel == "quotes":
                 assert ahead > 100
                 assert behind > 100
             else:
                 assert (ahead, behind) == (0, 0), "trades have the exchange's time"
+
+
+def spaces(table: Table) -> set[str]:
+    """Return the numberings of a table's rows."""
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT sequence_space FROM read_parquet($files)", {"files": list(data_files(table))}
+        ).fetchall()
+    return {space for (space,) in rows}
 
 
 def hours_off(table: Table) -> tuple[int, int]:

@@ -132,6 +132,15 @@ def test_an_earlier_numbering_first_seen_right_above_the_newest_id_takes_its_pla
     assert not ledger.decide(PARTITION, batch_of(file + live)).keep.any()
 
 
+def test_an_earlier_numbering_found_later_does_not_shut_out_what_came_after_a_step_back() -> None:
+    """It ended a numbering's past at its first row, though rows were older than that: they came twice."""
+    ledger = hours(600)
+    stepped = trades(601, 700, 600 - HOUR)
+    assert set(spaces_of(ledger, stepped)) == {""}
+    spaces_of(ledger, trades(20, 60, 650 - HOUR))
+    assert not ledger.decide(PARTITION, batch_of(stepped)).keep.any()
+
+
 def test_a_clock_that_steps_back_before_the_first_row_over_a_gap_opens_a_numbering() -> None:
     """As long as recording has not lasted longer than the step, times do not tell it from an earlier numbering."""
     ledger = hours(600)
