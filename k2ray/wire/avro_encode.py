@@ -20,6 +20,8 @@ _EMPTY = pa.scalar(b"", pa.binary())
 _SEVEN = np.uint64(7)
 _SHIFTS = np.arange(0, 70, 7, dtype=np.uint64)
 _NULL, _VALUE = b"\x00", b"\x02"
+_FEW = 32
+"""Texts; the calls into Arrow for more of them at once cost as much as encoding so many one by one."""
 
 
 def encode_records(batch: pa.RecordBatch, prefix: bytes = b"") -> list[bytes]:
@@ -70,10 +72,10 @@ def _values(column: pa.Array) -> pa.Array | pa.Scalar:
     """Return the encoded values of a column without nulls."""
     kind = column.type
     if kind == REPEATED:
-        encoded = _texts(column.dictionary)
-        if len(encoded) == 1:
-            return encoded[0]
-        return encoded.take(column.indices)
+        if len(column.dictionary) > _FEW:
+            return _texts(column.dictionary).take(column.indices)
+        few = [_text(text) for text in column.dictionary.to_pylist()]
+        return pa.scalar(few[0], pa.binary()) if len(few) == 1 else pa.array(few, pa.binary()).take(column.indices)
     if kind == pa.string():
         return _texts(column)
     if kind == TIMESTAMP:
@@ -95,15 +97,35 @@ def _texts(column: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(_from_matrix(*_integers(sizes)), raw, _EMPTY)
 
 
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    left, size = len(raw) << 1, bytearray()
+    while left > 0x7F:
+        size.append(left & 0x7F | 0x80)
+        left >>= 7
+    size.append(left)
+    return bytes(size) + raw
+
+
 def _integers(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Return zigzag variable-length integers as rows of 10 bytes at most, and how many of them count."""
     zigzag = ((values << 1) ^ (values >> 63)).view(np.uint64)
+    if len(zigzag):
+        width = _size(int(zigzag.max()))
+        if _size(int(zigzag.min())) == width:  # times, ids, lengths: there is nothing to cut off
+            matrix = ((zigzag[:, None] >> _SHIFTS[:width]) & np.uint64(0x7F)).astype(np.uint8)
+            matrix[:, :-1] |= 0x80
+            return matrix, np.full(len(zigzag), width)
     bits = _bit_length(zigzag)
     sizes = np.maximum((bits + 6) // 7, 1)
     width = int(sizes.max(initial=1))
     matrix = ((zigzag[:, None] >> _SHIFTS[:width]) & np.uint64(0x7F)).astype(np.uint8)
     matrix |= (np.arange(width) < (sizes - 1)[:, None]).astype(np.uint8) << 7
     return matrix, sizes
+
+
+def _size(zigzag: int) -> int:
+    return max(1, (zigzag.bit_length() + 6) // 7)
 
 
 def _bit_length(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -127,11 +127,25 @@ def test_a_slice_of_a_batch_encodes_its_own_rows() -> None:
 
 
 def test_many_symbols_and_framing() -> None:
-    rows = pa.concat_batches([trades(3, first_id=at, symbol=f"SYMBOL{at}") for at in range(1, 90, 3)])
+    rows = pa.concat_batches([trades(3, first_id=at, symbol=f"SYMBOL{at}") for at in range(1, 150, 3)])
     values = encode_records(rows, b"\x00\x00\x00\x00\x07")
     assert {value[:5] for value in values} == {b"\x00\x00\x00\x00\x07"}
     back, refused = reader().read(values, 5)
     assert (refused, back.to_pylist()) == ([], rows.to_pylist())
+
+
+@pytest.mark.parametrize("symbols", [["", "é" * 40], ["x" * 63, "x" * 64, "x" * 9_000], [str(at) for at in range(40)]])
+def test_symbols_of_every_length_and_number_are_fastavros_bytes(symbols: list[str]) -> None:
+    rows = pa.concat_batches([trades(2, first_id=at * 2, symbol=symbol) for at, symbol in enumerate(symbols)])
+    assert encode_records(rows) == by_fastavro(plain(rows), SCHEMAS["trades"])
+
+
+@pytest.mark.parametrize("ids", [[0], [63, 64], [2**62, 2**62 + 1], [2**63 - 2, 0], [8191, 8192, 1]])
+def test_numbers_of_one_size_and_of_several_are_fastavros_bytes(ids: list[int]) -> None:
+    rows = pa.concat_batches([trades(1, first_id=at) for at in range(len(ids))])
+    rows = rows.set_column(10, rows.schema.field(10), pa.array(ids, pa.int64()))
+    assert rows.schema.names[10] == "source_sequence"
+    assert encode_records(rows) == by_fastavro(plain(rows), SCHEMAS["trades"])
 
 
 @pytest.mark.parametrize("lengths", [[0], [7], [8], [0, 7], [7, 8], [1, 20], [3, 16, 17]])
