@@ -37,6 +37,7 @@ from k2ray.settings import Settings
 
 START_TIMEOUT_S = 90.0
 """4 to 7 s here when idle; a busy or cold machine takes a multiple."""
+START_ATTEMPTS = 3
 STOP_TIMEOUT_S = 20.0
 """2.5 s once no actor is left in a `run()`; past this the process group is killed."""
 CONNECT_TIMEOUT_S = 40.0
@@ -63,6 +64,10 @@ class ClusterAddress:
     dashboard: str | None = None
     base_port: int | None = None
     haproxy: bool = False
+
+
+class _HeadEnded(RayUnavailable):
+    """Our head ended by itself before it was ready."""
 
 
 class RayCluster:
@@ -138,15 +143,24 @@ class RayCluster:
         """Start our own head, or find it running; ready for drivers on return.
 
         Raises:
-            RayUnavailable: It ended or was not ready in time; the message has the end of its log.
+            RayUnavailable: It ended, three times, or was not ready in time; the message has the end of its log.
         """
         running = self.running()
         if running is not None:
             return running
         self._make_token()
-        self._end_leftovers()
         self._haproxy = self._haproxy and ray_environment.haproxy_runs()
-        base_port = find_free_block()
+        for left in reversed(range(START_ATTEMPTS)):
+            self._end_leftovers()
+            try:
+                return self._start_head(find_free_block())
+            except _HeadEnded:
+                # Somebody took one of its ports meanwhile, or the machine was too busy for Ray's own 30 s.
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _start_head(self, base_port: int) -> ClusterAddress:
         own = self.environment(base_port)
         environment = ray_environment.head_environment(os.environ, own, watch_memory=self._watch_memory)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +181,7 @@ class RayCluster:
         while _READY not in self.log_file.read_text(encoding="utf-8", errors="replace"):
             if process.poll() is not None:
                 self._file.unlink(missing_ok=True)
-                raise RayUnavailable(f"Ray's head ended with status {process.returncode}:\n{self._log_end()}")
+                raise _HeadEnded(f"Ray's head ended with status {process.returncode}:\n{self._log_end()}")
             if time.monotonic() > deadline_s:
                 self.stop()
                 raise RayUnavailable(f"Ray's head was not ready within {START_TIMEOUT_S:g} s:\n{self._log_end()}")

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster import RayCluster
-from k2ray.errors import RayUnavailable
 from k2ray.layout import DataDir
 from k2ray.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-START_ATTEMPTS = 3
 SESSION = Path(tempfile.gettempdir()) / f"k2ray-test-{os.getpid()}"
 
 
@@ -52,18 +50,6 @@ class SmallCluster:
         return load_settings(arguments=arguments, environ={})
 
 
-def _start(cluster: RayCluster) -> None:
-    """Start the head; Ray itself gives it up after 30 s, which are not enough where 50 others wait for a processor."""
-    for left in reversed(range(START_ATTEMPTS)):
-        try:
-            cluster.start()
-            return
-        except RayUnavailable:
-            cluster.stop()
-            if not left:
-                raise
-
-
 @contextlib.contextmanager
 def small_cluster() -> Iterator[SmallCluster]:
     """Start the session's cluster, connect this process to it, and end it by its pid."""
@@ -72,7 +58,7 @@ def small_cluster() -> Iterator[SmallCluster]:
     os.environ["PYTHONPATH"] = str(ROOT)  # workers find tests.support
     cluster = _cluster()
     try:
-        _start(cluster)
+        cluster.start()
         yield SmallCluster(cluster.connect().address, cluster)
     finally:
         import ray

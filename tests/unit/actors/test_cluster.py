@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from actors.cluster import RayCluster
+from actors.cluster import _READY, RayCluster
 from actors.ports import find_free_block
 from actors.ray_environment import head_environment
 from k2ray.errors import RayUnavailable
@@ -95,6 +97,40 @@ def test_a_ports_block_is_free_and_outside_other_clusters_workers() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
         assert find_free_block(random.Random(1)) != first
+
+
+class Heads(RayCluster):
+    """A cluster whose heads end at once, but for the last one."""
+
+    def __init__(self, folder: Path, bad: int) -> None:
+        settings = load_settings(arguments={"data_dir": str(folder)}, environ={})
+        super().__init__(settings, DataDir(settings.data_dir), haproxy=False)
+        self.bad = bad
+        self.ports: list[int] = []
+
+    def _command(self, base_port: int) -> list[str]:
+        self.ports.append(base_port)
+        good = f"import time; print({_READY!r}, flush=True); time.sleep(100)"
+        return [sys.executable, "-c", "raise SystemExit('no port')" if len(self.ports) <= self.bad else good]
+
+
+def test_a_head_that_ended_is_started_again_with_other_ports(tmp_path: Path) -> None:
+    """Between the look for a free port and its use another program may take it."""
+    heads = Heads(tmp_path, bad=2)
+    address = heads.start()
+    assert address.pid is not None
+    os.kill(address.pid, signal.SIGKILL)
+    assert len(heads.ports) == 3
+    assert (address.base_port, address.address) == (heads.ports[-1], f"127.0.0.1:{heads.ports[-1]}")
+    assert heads.known() == address
+
+
+def test_heads_that_go_on_ending_are_given_up_with_their_reason(tmp_path: Path) -> None:
+    heads = Heads(tmp_path, bad=9)
+    with pytest.raises(RayUnavailable, match="no port"):
+        heads.start()
+    assert len(heads.ports) == 3
+    assert heads.known() is None
 
 
 def test_a_pid_that_is_not_our_head_is_never_stopped(tmp_path: Path) -> None:
