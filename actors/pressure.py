@@ -17,7 +17,8 @@ from typing import Any
 from k2ray.memory import MB
 from k2ray.settings import Memory, MemoryLimits
 
-SUPERVISOR_MIN_AGE_S = 60.0
+MIN_AGE_S = 60.0
+"""Of a supervisor or a replica that ends itself: with a limit that is too low for any, none would ever work."""
 
 
 def limits_of(role: str, settings: Memory) -> MemoryLimits | None:
@@ -58,10 +59,24 @@ def supervisor_ends(health: Mapping[str, Any], settings: Memory, age_s: float, p
         age_s: For how long it has lived.
         pause_s: How old it must be to go for its soft limit or a leak.
     """
-    if age_s < SUPERVISOR_MIN_AGE_S:
+    if age_s < MIN_AGE_S:
         return ""
     found = worth_replacing("supervisor", health, settings) if age_s >= pause_s else None
     return too_much("supervisor", health, settings) or (found[1] if found is not None else "")
+
+
+def replica_ends(health: Mapping[str, Any], settings: Memory, age_s: float) -> str:
+    """Say why a replica of the API is to be replaced by Serve; empty if it is not.
+
+    Only at the hard limit: Serve stops a replica that calls itself unhealthy before another one is up (what it was
+    asked is answered), which the soft limit is not worth. A young one never ends, as with the supervisor.
+
+    Args:
+        health: Its own report.
+        settings: Its limits.
+        age_s: For how long it has lived.
+    """
+    return too_much("api", health, settings) if age_s >= MIN_AGE_S else ""
 
 
 def _mb(amount: float) -> str:

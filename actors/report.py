@@ -9,7 +9,7 @@ add their own below `detail`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -65,11 +65,13 @@ def describe(
     }
 
 
-def count(reconciler: Reconciler, memory: Memory) -> None:
+def count(reconciler: Reconciler, memory: Memory, replicas: Iterable[Mapping[str, Any]] = ()) -> None:
     """Set the gauges of all actors, so that alerts can fire on them; what may be counted is there from the start.
 
     Those of an actor that is not wanted any more go: nobody is to be called for what was taken away on purpose.
     """
+    for replica in replicas:
+        _show_limits(replica["name"], memory)
     for child in reconciler.children.values():
         if not child.wanted:
             _forget(child.logical)

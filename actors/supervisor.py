@@ -237,7 +237,7 @@ class Supervisor:
         self._remember()
         self._limits.show()
         self._leases.show()
-        count(reconciler, self._settings.memory)
+        count(reconciler, self._settings.memory, self._scrape.replicas())
         count_supervisor(self._births, self._settings.memory)
         assert self._wanted is not None
         broker = self._keeper.status() if self._keeper else None

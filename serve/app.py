@@ -9,6 +9,7 @@ Next in the flow: `api.py` is the FastAPI app that each replica runs.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from ray.serve import Application
 
 from actors.handover import status_through_handover
 from actors.leases import tell_leases
-from actors.sampling import MemorySampler
+from actors.pressure import replica_ends
+from actors.sampling import MemorySampler, as_health
 from actors.scrape import report_replica, system_metrics
-from k2ray.errors import SettingsError
+from k2ray.errors import K2rayError, SettingsError
 from k2ray.layout import DataDir
-from k2ray.logs import configure_logs
+from k2ray.logs import configure_logs, get_logger
 from k2ray.settings import Settings, load_settings
 from serve.api import QUERIES_WAITING, QUERY_THREADS, build_api
 from serve.metrics import SystemMetrics
@@ -32,7 +34,14 @@ STATUS_TIMEOUT_S = 2.0
 METRICS_TIMEOUT_S = 4.0
 
 DRAIN_MARGIN_S = 10.0
-"""A replica that is replaced answers what it was asked before it ends: the longest query, and the way there and back."""
+"""A replica that is replaced answers what it was asked before it ends: the longest query, and the way back."""
+
+
+_log = get_logger(__name__)
+
+
+class TooMuchMemory(K2rayError):
+    """This replica is over its hard limit. Serve stops asking it, lets it answer what it was asked, starts another."""
 
 
 class MarketApi:
@@ -40,17 +49,27 @@ class MarketApi:
 
     Args:
         settings_json: `Settings.to_json()`.
+        memory: This process's; None samples it.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, settings_json: str) -> None:
+    def __init__(
+        self,
+        settings_json: str,
+        memory: MemorySampler | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = Settings.from_json(settings_json)
+        self._memory = memory or MemorySampler(self._settings.memory)
+        self._clock = clock
+        self._born_s = clock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         layout = DataDir(self._settings.data_dir)
         namespace, unique = layout.namespace, str(serve.get_replica_context().replica_id.unique_id)
         replica = f"{unique}/{os.getpid()}"
         configure_logs(layout.logs, f"api-{unique}")
-        MemorySampler(self._settings.memory).start()
+        self._memory.start()
         return build_api(
             self._settings,
             lambda: status_through_handover(layout, STATUS_TIMEOUT_S),
@@ -62,7 +81,15 @@ class MarketApi:
         )
 
     async def check_health(self) -> None:
-        """Answer Serve's health question from the event loop: work in threads never delays it."""
+        """Answer Serve's health question from the event loop: work in threads never delays it.
+
+        Raises:
+            TooMuchMemory: Over the hard limit. Serve acts on the third time in a row, so a short peak costs nothing.
+        """
+        age_s = self._clock() - self._born_s
+        if why := replica_ends(as_health(self._memory.report()), self._settings.memory, age_s):
+            _log.warning("wants to be replaced", reason=why)
+            raise TooMuchMemory(why)
 
 
 def app(args: dict[str, Any]) -> Application:

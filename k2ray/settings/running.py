@@ -79,6 +79,17 @@ class TableMemoryLimits(MemoryLimits):
     hard_bytes: PositiveInt = Field(2_500_000_000, description=_HARD)
 
 
+class ReplicaMemoryLimits(MemoryLimits):
+    """What a replica of the API may take: what DuckDB may (`api.memory_bytes`), and its answers on top."""
+
+    soft_bytes: PositiveInt = Field(
+        2_500_000_000, description="Resident memory above this: an alert; Serve replaces no replica make before break."
+    )
+    hard_bytes: PositiveInt = Field(
+        3_500_000_000, description="Resident memory above this for 6 s: answers what it was asked, ends, is replaced."
+    )
+
+
 class Memory(Section):
     """How memory is watched, and what each role may take."""
 
@@ -96,6 +107,7 @@ class Memory(Section):
     upkeep: TableMemoryLimits = Field(default_factory=TableMemoryLimits, description="Of a table's upkeep.")
     serializer: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the serializer.")
     supervisor: MemoryLimits = Field(default_factory=MemoryLimits, description="Of the supervisor: it ends itself.")
+    api: ReplicaMemoryLimits = Field(default_factory=ReplicaMemoryLimits, description="Of a replica of the API.")
 
 
 class Deploy(Section):

@@ -52,6 +52,15 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _replicas_may_take_what_duckdb_may(self) -> Settings:
+        if self.memory.api.hard_bytes <= self.api.memory_bytes:
+            raise ValueError(
+                f"memory.api.hard_bytes: {self.memory.api.hard_bytes} is no more than api.memory_bytes "
+                f"({self.api.memory_bytes}), which DuckDB alone may take; a replica needs about 1 GB on top"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -30,7 +30,8 @@ def plan_of(settings: Settings, samples: Sequence[Sample], sample_interval_s: fl
         for actor in sample.actors
         if actor.role == "feed" and actor.data_age_s is not None
     }
-    limits = {role: getattr(memory, role, None) for role in ("feed", "writer", "upkeep", "backfill", "serializer")}
+    roles = ("feed", "writer", "upkeep", "backfill", "serializer", "api")
+    limits = {role: getattr(memory, role, None) for role in roles}
     return Plan(
         feeds=len(carrying),
         rotate_every_s=feed.rotate_every_s / feed.time_compression,

@@ -29,7 +29,7 @@ def child(world: ActorWorld, logical: str = FEED) -> Child:
 
 
 def test_each_role_has_its_limits_and_a_dummy_has_none() -> None:
-    for role in ("feed", "backfill", "writer", "upkeep", "serializer", "supervisor"):
+    for role in ("feed", "backfill", "writer", "upkeep", "serializer", "supervisor", "api"):
         limits = limits_of(role, Memory())
         assert limits is not None
         assert limits.soft_bytes < limits.hard_bytes

@@ -75,6 +75,8 @@ def test_every_metric_of_actors_moves() -> None:
     assert value("k2ray_actor_restarts", "supervisor", reason="crash") == 2
     assert value("k2ray_actor_memory_limit_bytes", "writer:moves", limit="soft") == 1_500_000_000
     assert value("k2ray_actor_memory_limit_bytes", "supervisor", limit="hard") == 1_000_000_000
+    count(world.reconciler, Memory(), [{"name": "api:7", "pid": 5, "rss_bytes": 1}])
+    assert value("k2ray_actor_memory_limit_bytes", "api:7", limit="hard") == 3_500_000_000
 
     world.health[ActorName("writer:moves", 2)] = {"ready": False}
     world.reconciler.replace("writer:moves", "operator", world.now_s)
