@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import socket
 import stat
 import sys
@@ -118,8 +117,9 @@ def test_a_head_that_ended_is_started_again_with_other_ports(tmp_path: Path) -> 
     """Between the look for a free port and its use another program may take it."""
     heads = Heads(tmp_path, bad=2)
     address = heads.start()
-    assert address.pid is not None
-    os.kill(address.pid, signal.SIGKILL)
+    assert heads._process is not None
+    heads._process.kill()
+    heads._process.wait()
     assert len(heads.ports) == 3
     assert (address.base_port, address.address) == (heads.ports[-1], f"127.0.0.1:{heads.ports[-1]}")
     assert heads.known() == address
