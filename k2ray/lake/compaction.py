@@ -93,12 +93,18 @@ class Compactor:
         self._live = live
         self._faults = faults
         self._alive = alive
-        self._refused: set[frozenset[str]] = set()
-        self.trouble: str | None = None
+        self._refused: dict[frozenset[str], str] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """What was refused last and lies there still; None once it was compacted with others, expired or deleted."""
+        return next(reversed(self._refused.values()), None)
 
     def plan(self, table: Table) -> list[Job]:
         """Return what is worth doing in the table's newest snapshot, and set the gauges of its files."""
         files = self._files(table)
+        live = {file.path for file in files}
+        self._refused = {paths: why for paths, why in self._refused.items() if paths <= live}
         small = [file for file in files if is_small(file, self._upkeep)]
         metrics.TABLE_FILES.labels(self._name).set(len(files))
         metrics.TABLE_SMALL_FILES.labels(self._name).set(len(small))
@@ -161,8 +167,7 @@ class Compactor:
         except (CannotCompact, FileNotFoundError) as error:
             metrics.COMPACTIONS.labels(self._name, "refused").inc()
             log.error("compaction refused", table=self._name, files=len(job.files), reason=str(error))
-            self._refused.add(job.paths)
-            self.trouble = f"compaction of {len(job.files)} files refused, they stay as they are: {error}"
+            self._refused[job.paths] = f"compaction of {len(job.files)} files refused, they stay as they are: {error}"
             return replace(report, refused=report.refused + 1)
         metrics.COMPACTIONS.labels(self._name, "done").inc()
         metrics.COMPACTED_FILES.labels(self._name).inc(len(job.files))

@@ -204,6 +204,24 @@ def test_a_damaged_file_is_named_and_its_neighbours_hour_is_compacted(tmp_path: 
     assert damaged in str(busy.trouble)
 
 
+def test_what_was_refused_is_no_trouble_any_more_once_it_is_gone(tmp_path: Path, table: Table) -> None:
+    """It was said until upkeep's next start, weeks after an operator had mended it."""
+    commit_small(table, 3)
+    (damaged, *_) = data_files(table)
+    place = Path(str(local_path(damaged)))
+    whole = place.read_bytes()
+    place.write_bytes(b"PAR1 not really PAR1")
+    busy = compactor(tmp_path, clock_after(2))
+    assert busy.step(table, 1e9).refused == 1
+    assert busy.step(table, 1e9).refused == 0
+    assert damaged in str(busy.trouble), "it lies there still"
+    place.write_bytes(whole)
+    commit_small(table, 1)  # its hour is planned anew, with one file more
+    assert busy.step(table, 1e9).done == 1
+    busy.plan(table)
+    assert busy.trouble is None
+
+
 def test_a_look_ends_after_its_budget_and_says_what_is_left(tmp_path: Path, table: Table) -> None:
     for hour in range(3):
         commit_small(table, 3, at_us=NOON_US + hour * HOUR_US)
