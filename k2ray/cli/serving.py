@@ -22,6 +22,7 @@ import httpx
 import ray.serve
 from ray.exceptions import RayError
 
+from actors import edge
 from actors.wanted import Release
 from k2ray.cli.system import System
 from k2ray.errors import TryAgain
@@ -94,14 +95,16 @@ def _update_timeout_s(settings: Settings) -> float:
 
 def _run_app(system: System, settings: Settings, code: str | None, replicas: int) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
     # Our package is called serve as Ray's is: it is imported by its full name.
     builder = importlib.import_module("serve.app").app
     app = builder({"settings": settings.to_json(), "code": code, "replicas": replicas})
     try:
+        ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
         ray.serve.run(app, name=system.layout.namespace, route_prefix="/", blocking=False)
     except (RayError, RuntimeError) as error:
-        raise TryAgain(f"the HTTP interface did not start: {error}") from error
+        # Ray's own words are many lines, and none for an actor that died while it was made.
+        said = edge.first_line(error)
+        raise TryAgain(f"the HTTP interface did not start: {type(error).__name__}: {said}") from error
 
 
 def _wait_for_replicas(system: System, replicas: int) -> None:
