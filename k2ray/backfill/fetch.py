@@ -23,6 +23,7 @@ from k2ray.clock import Clock
 from k2ray.errors import BadFrame, ExchangeUnavailable
 from k2ray.exchanges.base import RestAdapter, RestQuestion
 from k2ray.exchanges.limits import Budgets, Limit
+from k2ray.exchanges.retry_after import retry_after_s
 from k2ray.feed.transport import explain
 from k2ray.logs import get_logger
 
@@ -121,7 +122,7 @@ class RestReader:
         if used.isdecimal():
             await self._shared.observe(int(used))
         if status in _OUTCOMES:
-            await self._obey(status, response.headers.get("retry-after", ""))
+            await self._obey(status, retry_after_s(response.headers.get("retry-after"), response.headers.get("date")))
             raise ExchangeUnavailable(f"{_path(question)}: HTTP {status}: too many requests")
         if status == httpx.codes.OK:
             self._count("answered")
@@ -139,9 +140,9 @@ class RestReader:
         self.show()
         await self._shared.permit(weight)
 
-    async def _obey(self, status: int, retry_after: str) -> None:
+    async def _obey(self, status: int, asked_s: float | None) -> None:
         """Ask nothing for as long as the exchange says: whoever goes on is banned for longer and longer."""
-        for_s = float(retry_after) if retry_after.isdecimal() else DEFAULT_BAN_S[status]
+        for_s = DEFAULT_BAN_S[status] if asked_s is None else asked_s
         now_s = self._clock.monotonic_s()
         self.banned_until_s = max(self.banned_until_s, now_s + for_s)
         self._share.ban(WEIGHT, now_s + for_s)

@@ -73,7 +73,8 @@ async def _get(client: httpx.AsyncClient, permit: Callable[[], Awaitable[None]],
         return None
     if response.status_code != httpx.codes.OK:
         message = f"{url.partition('?')[0]}: HTTP {response.status_code}"
-        raise refused(message, response.status_code, response.headers.get("Retry-After"))
+        headers = response.headers
+        raise refused(message, response.status_code, headers.get("Retry-After"), headers.get("Date"))
     return response.content
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
+from k2ray.exchanges.retry_after import retry_after_s
 
 TOO_OFTEN = frozenset({429, 418})
 """HTTP statuses with which an exchange says that this address asks too often; 418: and that it is banned for it."""
@@ -25,17 +26,19 @@ LATER_S = 60.0
 """How long to stay away if it does not say."""
 
 
-def refused(message: str, status: int, retry_after: str | None) -> ExchangeUnavailable:
+def refused(message: str, status: int, retry_after: str | None, date: str | None = None) -> ExchangeUnavailable:
     """Return the error of a request that was answered with this status.
 
     Args:
         message: What was asked and what came.
         status: HTTP status.
         retry_after: That header, if there was one.
+        date: That header: what the exchange's clock says.
     """
     if status not in TOO_OFTEN:
         return ExchangeUnavailable(message)
-    return TooOften(message, float(retry_after) if retry_after and retry_after.isdigit() else LATER_S)
+    asked_s = retry_after_s(retry_after, date)
+    return TooOften(message, LATER_S if asked_s is None else asked_s)
 
 
 @dataclass(frozen=True)

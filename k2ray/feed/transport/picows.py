@@ -175,8 +175,11 @@ async def connect(endpoint: Endpoint, sink: Sink) -> _Listener:
             )
     except WSInvalidStatusError as error:
         answer = error.response
-        status, later = (0, None) if answer is None else (int(answer.status), answer.headers.get("Retry-After"))
-        raise refused(f"{host}: the handshake was refused: {error}", status, later) from None
+        said = f"{host}: the handshake was refused: {error}"
+        if answer is None:
+            raise ExchangeUnavailable(said) from None
+        headers = answer.headers
+        raise refused(said, int(answer.status), headers.get("Retry-After"), headers.get("Date")) from None
     except WSHandshakeError as error:
         raise ExchangeUnavailable(f"{host}: the handshake failed: {error}") from None
     except (OSError, TimeoutError, WSError) as error:

@@ -195,7 +195,9 @@ class WebSocket(asyncio.BufferedProtocol):
         elif isinstance(error, InvalidStatus):
             response = error.response
             reason = f"the handshake was refused: HTTP {response.status_code} {response.reason_phrase}"
-            self.opened.set_exception(refused(reason, response.status_code, response.headers.get("Retry-After")))
+            headers = response.headers
+            said = refused(reason, response.status_code, headers.get("Retry-After"), headers.get("Date"))
+            self.opened.set_exception(said)
         else:
             self.opened.set_exception(ExchangeUnavailable(f"the handshake failed: {error}"))
 

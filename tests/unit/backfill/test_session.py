@@ -102,13 +102,21 @@ async def test_a_trade_that_cannot_be_stored_is_a_dead_letter_and_its_id_lost(wo
     assert [letter[3] for letter in world.producer.letters] == ["backfill:trades:BTCUSDT"]
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(429, "limited"), (418, "banned")])
-async def test_no_question_is_sent_before_retry_after_is_over(world: BackfillWorld, status: int, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "outcome", "said"),
+    [
+        (429, "limited", {"retry-after": "1"}),
+        (418, "banned", {"retry-after": "Tue, 24 Nov 2026 12:00:01 GMT", "date": "Tue, 24 Nov 2026 12:00:00 GMT"}),
+    ],
+)
+async def test_no_question_is_sent_before_retry_after_is_over(
+    world: BackfillWorld, status: int, outcome: str, said: dict[str, str]
+) -> None:
     """Going on regardless is what turns a 429 into a ban."""
     refused = metrics.BACKFILL_CALLS.labels("binance", outcome)
     before = refused._value.get()
     world.publish([1, 2, 9])
-    world.exchange.replies = [(status, {"retry-after": "1"})]
+    world.exchange.replies = [(status, said)]
     async with world.running():
         await until(lambda: metrics.BACKFILL_BANNED_SECONDS.labels("binance")._value.get() > 0, "the wait is shown")
         await until(lambda: len(world.stored()) == 9, "the gap is filled")
