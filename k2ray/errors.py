@@ -47,6 +47,10 @@ class RegistryUnavailable(TryAgain):
     """
 
 
+class TableMissing(TryAgain):
+    """The table does not exist yet: its writer creates it. The catalog itself answers."""
+
+
 class DiskFull(CatalogUnavailable):
     """No room under the warehouse or the catalog. Nothing is lost: make room, the same call goes on."""
 

@@ -12,7 +12,7 @@ from pyiceberg.catalog import Catalog
 
 from k2ray.backfill.model import Committed, Hole, Stream
 from k2ray.clock import Clock
-from k2ray.errors import OperatorNeeded, TryAgain
+from k2ray.errors import OperatorNeeded, TableMissing
 from k2ray.lake.ledger_file import load_ledger_beside_writer
 from k2ray.lake.progress import Progress, committed_progress
 from k2ray.ledger import Gap, Ledger
@@ -77,7 +77,7 @@ class CommittedLedgers:
         """
         try:
             table = self._heads.current(table_name)
-        except TryAgain:
+        except TableMissing:
             if table_name in self._seen:
                 raise
             return self._nothing(table_name)

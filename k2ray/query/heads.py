@@ -15,7 +15,7 @@ from pyiceberg.table import Table
 from sqlalchemy import select
 
 from k2ray.clock import Clock
-from k2ray.errors import CatalogUnavailable, TryAgain
+from k2ray.errors import CatalogUnavailable, TableMissing
 from k2ray.lake.catalog import load_table, table_identifier
 from k2ray.lake.durable import AWAY
 from k2ray.settings import Settings
@@ -53,7 +53,7 @@ class Heads:
 
         Raises:
             CatalogUnavailable: The catalog does not answer.
-            TryAgain: The table does not exist yet.
+            TableMissing: The table does not exist yet.
         """
         with self._lock:
             lock = self._locks.setdefault(table_name, threading.Lock())
@@ -64,7 +64,7 @@ class Heads:
             table = load_table(self._catalog, self._settings, table_name)
             if table is None:
                 self._held.pop(table_name, None)
-                raise TryAgain(f"the table {table_name} does not exist yet")
+                raise TableMissing(f"the table {table_name} does not exist yet")
             self._held[table_name] = _Held(table, self._clock.monotonic_s())
             return table
 
