@@ -158,4 +158,5 @@ class FeedActor(Child):
             "rows_in_flight": produced.rows_in_flight,
             "spool_bytes": produced.spool_bytes,
             "shed_rows": produced.shed_rows,
+            "unknown_symbols": list(session.unknown_symbols),
         }

@@ -31,12 +31,23 @@ _COLUMNS = (
 def reasons_of(answer: dict[str, Any]) -> list[str]:
     """Return why a system is not healthy, one sentence a reason; takes what the supervisor's `status` returns."""
     reasons = [reason for actor in answer["actors"] for reason in _actor_reasons(actor)]
+    reasons += unknown_symbols(answer["actors"])
     if answer["stopping"]:
         reasons.append("the system is being stopped")
     broker = answer["broker"]
     if broker is not None and not broker["alive"]:
         reasons.append(f"the local broker does not run: {broker['last_reason']}")
     return reasons
+
+
+def unknown_symbols(actors: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a sentence an exchange about the symbols of the settings that it does not know."""
+    unknown: dict[str, set[str]] = {}
+    for actor in actors:
+        if actor["role"] == "feed" and actor["detail"].get("unknown_symbols"):
+            exchange = actor["name"].split(":")[1]
+            unknown.setdefault(exchange, set()).update(actor["detail"]["unknown_symbols"])
+    return [f"symbols unknown to {exchange}: {', '.join(sorted(of))}" for exchange, of in sorted(unknown.items())]
 
 
 def _actor_reasons(actor: dict[str, Any]) -> Iterable[str]:

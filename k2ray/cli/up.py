@@ -23,6 +23,7 @@ from actors.wanted import Wanted, read_wanted, write_wanted
 from k2ray.cli.console import complain, say, step
 from k2ray.cli.down import drain_actors
 from k2ray.cli.foreground import stay_up
+from k2ray.cli.picture import unknown_symbols
 from k2ray.cli.system import System
 from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SettingsError, TryAgain
 from k2ray.lake.catalog import open_catalog
@@ -254,10 +255,15 @@ def _await_actors(system: System) -> list[dict[str, Any]]:
 
 
 def _say_unconnected(system: System) -> None:
-    """Say which feeds have no connection yet, and why: an exchange that cannot be reached stops nothing else."""
+    """Say which feeds have no connection yet and which symbols are unknown, and why: neither stops anything else."""
     from actors.supervisor import system_status
 
-    for actor in system_status(system.layout.namespace, STATUS_TIMEOUT_S)["actors"]:
+    actors = system_status(system.layout.namespace, STATUS_TIMEOUT_S)["actors"]
+    for sentence in unknown_symbols(actors):
+        complain(
+            f"{sentence}. A mistake in the settings, or not listed yet; `k2ray status` says so as long as it lasts"
+        )
+    for actor in actors:
         state = actor["detail"].get("connection", "open")
         if state not in {"open", "idle"}:
             reason = actor["detail"]["last_close"] or "no answer so far"

@@ -10,6 +10,7 @@ Next in the flow: 3, `connection.py`; frames go through `publish.py` to 4, `exch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -40,6 +41,9 @@ POLL_S = 0.05
 
 INSTRUMENTS_WAIT_S = 2.0
 """How long the first connection waits for the exchange's own word on its symbols."""
+
+UNKNOWN_ASK_S = 600.0
+"""How often the exchange is asked again about symbols that it did not know: it may list them later."""
 
 SHOW_EVERY_S = 0.25
 """How often the gauges are set."""
@@ -145,6 +149,7 @@ class FeedSession:
         self._permit = permit or _no_limit
         self._ban = ban or _no_limit
         self._instruments: dict[str, Instrument] = {}
+        self._answered = asyncio.Event()
         self._inbox: deque[events.Event] = deque()
         self._wake = asyncio.Event()
         self._lines: dict[int, _Line] = {}
@@ -178,7 +183,8 @@ class FeedSession:
         asking = asyncio.create_task(self._ask_for_instruments())
         try:
             if self.symbols:
-                await asyncio.wait({asking}, timeout=INSTRUMENTS_WAIT_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._answered.wait(), INSTRUMENTS_WAIT_S)
                 self.post(events.Started())
             await self._turn_until_drained()
         finally:
@@ -215,7 +221,9 @@ class FeedSession:
 
     def status(self) -> FeedStatus:
         """Return counts and ages; safe to call from another thread."""
-        return describe(self._machine, self._publisher, len(self.symbols), self.clock.monotonic_s(), self._turn_s)
+        unknown = self._unknown_symbols() if self._answered.is_set() else ()
+        now_s = self.clock.monotonic_s()
+        return describe(self._machine, self._publisher, len(self.symbols), now_s, self._turn_s, unknown)
 
     def post(self, event: events.Event) -> None:
         """Put an event into the inbox; from the event loop's thread."""
@@ -350,18 +358,25 @@ class FeedSession:
 
     async def _ask_by_rest(self) -> dict[str, Instrument]:
         rest_url = self._exchange_settings.rest_url
-        return await fetch_instruments(self._adapter, rest_url, self._tls, self.symbols, self._permit)
+        return await fetch_instruments(self._adapter, rest_url, self._tls, self._unknown_symbols(), self._permit)
+
+    def _unknown_symbols(self) -> tuple[str, ...]:
+        """Return the symbols of which the exchange has said nothing."""
+        return tuple(symbol for symbol in self.symbols if symbol not in self._instruments)
 
     async def _ask_for_instruments(self) -> None:
-        """Fetch once, trying again for ever; the decoder guesses until then."""
+        """Fetch until the exchange knows all symbols, trying again for ever; the decoder guesses until then."""
         delay_s = self._settings.feed.backoff_initial_s
-        while self.symbols and not self._instruments:
+        while self._unknown_symbols():
             try:
-                self._instruments = await self._ask()
-                self._publisher.learn(self._instruments)
-                return
+                self._instruments = {**self._instruments, **await self._ask()}
             except ExchangeUnavailable as error:
                 _log.warning("instruments_unavailable", reason=str(error), feed=self._feed)
                 await self._stay_away("weight", error)
-            await asyncio.sleep(delay_s)
-            delay_s = min(self._settings.feed.backoff_max_s, delay_s * 2)
+                await asyncio.sleep(delay_s)
+                delay_s = min(self._settings.feed.backoff_max_s, delay_s * 2)
+                continue
+            self._publisher.learn(self._instruments)
+            self._answered.set()
+            if self._unknown_symbols():
+                await asyncio.sleep(UNKNOWN_ASK_S)

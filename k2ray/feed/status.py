@@ -34,6 +34,7 @@ class FeedStatus:
         stale_probes: Times that a connection was silent for too long and was asked.
         last_reason: Why the last connection or attempt ended, or was replaced.
         symbols: How many this feed owns.
+        unknown_symbols: Those that the exchange says it does not know.
     """
 
     state: str
@@ -56,9 +57,17 @@ class FeedStatus:
     last_reason: str
     symbols: int
     rotations: dict[str, int] = field(default_factory=dict)
+    unknown_symbols: tuple[str, ...] = ()
 
 
-def describe(machine: Rotation, publisher: Publisher, symbols: int, now_s: float, turn_s: float) -> FeedStatus:
+def describe(
+    machine: Rotation,
+    publisher: Publisher,
+    symbols: int,
+    now_s: float,
+    turn_s: float,
+    unknown_symbols: tuple[str, ...] = (),
+) -> FeedStatus:
     """Return the status; only reads, so any thread may ask.
 
     Args:
@@ -67,6 +76,7 @@ def describe(machine: Rotation, publisher: Publisher, symbols: int, now_s: float
         symbols: How many it owns.
         now_s: The monotonic clock.
         turn_s: When its loop last turned.
+        unknown_symbols: Those of them that the exchange does not know.
     """
     serving = machine.serving
     opened_s, pong_s = serving.opened_s, serving.last_pong_s
@@ -92,6 +102,7 @@ def describe(machine: Rotation, publisher: Publisher, symbols: int, now_s: float
         last_reason=machine.last_reason,
         symbols=symbols,
         rotations=dict(machine.rotations),
+        unknown_symbols=unknown_symbols,
     )
 
 

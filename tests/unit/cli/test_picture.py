@@ -42,6 +42,15 @@ def test_a_system_that_works_has_no_reasons() -> None:
     assert reasons_of(answer(actor("feed:binance:0#1"), actor("writer:trades#1"), broker={"alive": True})) == []
 
 
+def test_a_symbol_that_the_exchange_does_not_know_is_a_reason_said_once() -> None:
+    """A typo in the settings was a line in a log; the status said healthy."""
+    first = actor("feed:binance:0#3", detail={"unknown_symbols": ["BTCUSTD"]})
+    second = actor("feed:binance:0:2#1", detail={"unknown_symbols": ["BTCUSTD"]})
+    third = actor("feed:binance:1#1", detail={"unknown_symbols": ["ETHUSTD"]})
+    fourth = actor("feed:binance:2#1", detail={"unknown_symbols": []})
+    assert reasons_of(answer(first, second, third, fourth)) == ["symbols unknown to binance: BTCUSTD, ETHUSTD"]
+
+
 def test_each_kind_of_trouble_is_a_reason() -> None:
     connecting = {"connection": "connecting", "last_close": "certificate has expired"}
     reasons = reasons_of(

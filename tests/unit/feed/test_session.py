@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from k2ray.clock import Clock
 from k2ray.errors import ExchangeUnavailable, SettingsError, TooOften
 from k2ray.exchanges.base import Instrument
+from k2ray.feed import session as session_module
 from k2ray.feed.session import Ban, FeedSession, Permit
 from k2ray.feed.transport import Endpoint, Sink, Transport
 from k2ray.log.partition import partition_of
@@ -140,6 +141,7 @@ class World:
         self.exchange = exchange or FakeExchange()
         self.producer = FakeProducer()
         self.asked = 0
+        self.listed = list(SYMBOLS)
         self.settings = Settings.model_validate(
             {
                 "exchanges": {"binance": {"symbols": symbols, "connections": connections}},
@@ -164,7 +166,7 @@ class World:
         self.asked += 1
         if self.asked == 1:
             raise ExchangeUnavailable("away, for the test")
-        return {symbol: Instrument(symbol, f"of {symbol}") for symbol in SYMBOLS}
+        return {symbol: Instrument(symbol, f"of {symbol}") for symbol in self.listed}
 
     async def __aenter__(self) -> World:
         self.task = asyncio.create_task(self.session.run())
@@ -461,6 +463,21 @@ async def test_the_connections_metrics_move() -> None:
     assert value("k2ray_feed_connection", kind="open") == 0
     assert value("k2ray_feed_connection", kind="drained") == 1
     assert value("k2ray_feed_ready") == 0
+
+
+async def test_symbols_that_the_exchange_does_not_know_are_said_and_asked_about_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(symbols=(*SYMBOLS, "BTCUSTD"))
+    monkeypatch.setattr(session_module, "UNKNOWN_ASK_S", 0.01)
+    async with world:
+        assert world.session.status().unknown_symbols == (), "nothing is known before it answers"
+        await until(lambda: world.session.status().unknown_symbols == ("BTCUSTD",), "it is said")
+        await world.up()
+        asked = world.asked
+        await until(lambda: world.asked > asked, "it is asked about again")
+        world.listed.append("BTCUSTD")
+        await until(lambda: world.session.status().unknown_symbols == (), "the exchange lists it")
 
 
 async def test_a_programming_error_while_connecting_ends_the_run() -> None:
