@@ -91,7 +91,7 @@ def client(ray: SmallCluster, settings: Settings, table: Table, free_port: Calla
     try:
         serve.run(app({"settings": settings.to_json()}), name="leases", route_prefix="/", blocking=False)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as found:
-            eventually(lambda: found.get("/health").status_code == 200, "the replica answers")
+            eventually(lambda: found.get("/health").status_code == 200, "the replica answers", timeout_s=90)
             yield found
     finally:
         serve.shutdown()
@@ -114,15 +114,16 @@ def snapshots(table: Table) -> set[int]:
     return {snapshot.snapshot_id for snapshot in table.metadata.snapshots}
 
 
+@pytest.mark.timeout(600)  # on a starved machine Ray and Serve alone take 90 s to start
 @pytest.mark.chaos_full
 def test_a_client_pages_on_through_a_killed_supervisor_until_its_lease_ends(
     client: httpx.Client, table: Table, keepers: Keepers
 ) -> None:
-    eventually(lambda: keepers.actor("upkeep:trades").get("state") == "running", "upkeep runs", timeout_s=60)
+    eventually(lambda: keepers.actor("upkeep:trades").get("state") == "running", "upkeep runs", timeout_s=120)
     first = page(client, None)
     mine = int(first["snapshot"])
     second = page(client, first["next_cursor"])
-    eventually(lambda: mine in keepers.leased(), "the supervisor is told")
+    eventually(lambda: mine in keepers.leased(), "the supervisor is told", timeout_s=60)
 
     killed = keepers.actor(SUPERVISOR)["pid"]
     os.kill(killed, signal.SIGKILL)
@@ -134,7 +135,7 @@ def test_a_client_pages_on_through_a_killed_supervisor_until_its_lease_ends(
         # What stays: the tagged one, the leased one, and the two newest.
         return len(snapshots(table)) == 4
 
-    eventually(others_expired, "upkeep expires what nobody reads", timeout_s=90, pause_s=0.5)
+    eventually(others_expired, "upkeep expires what nobody reads", timeout_s=150, pause_s=0.5)
     assert mine in snapshots(table)
     assert len(before & snapshots(table)) == 2
     assert keepers.actor(SUPERVISOR)["pid"] != killed
@@ -144,7 +145,7 @@ def test_a_client_pages_on_through_a_killed_supervisor_until_its_lease_ends(
     assert ids == list(range(4 * ROWS)), "every row of the snapshot once, and none of a later one"
     assert last["next_cursor"] is None
 
-    eventually(lambda: mine not in snapshots(table), "the lease ends", timeout_s=90)
+    eventually(lambda: mine not in snapshots(table), "the lease ends", timeout_s=150)
     gone = page(client, first["next_cursor"])
     assert (gone["status"], gone["field"]) == (410, "cursor")
     assert "its snapshot has expired" in gone["detail"]
