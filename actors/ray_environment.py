@@ -25,6 +25,9 @@ def own_environment(layout: DataDir) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Ray's default is 15: on a busy machine its workers, and so the feeds, would get what everybody else leaves.
         "RAY_worker_niceness": "0",
+        # By default Serve kills an HTTP proxy that is not ready after 5 s, and whoever starts Serve, who would have
+        # waited for 60 s, fails with it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
 
 

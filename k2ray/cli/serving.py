@@ -101,7 +101,7 @@ def _run_app(system: System, settings: Settings, code: str | None, replicas: int
     try:
         ray.serve.start(http_options={"host": settings.api.host, "port": settings.api.port})
         ray.serve.run(app, name=system.layout.namespace, route_prefix="/", blocking=False)
-    except (RayError, RuntimeError) as error:
+    except (RayError, RuntimeError, TimeoutError) as error:
         # Ray's own words are many lines, and none for an actor that died while it was made.
         said = edge.first_line(error)
         raise TryAgain(f"the HTTP interface did not start: {type(error).__name__}: {said}") from error

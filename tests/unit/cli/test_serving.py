@@ -13,10 +13,15 @@ from k2ray.settings import load_settings
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(ActorDiedError(), "ActorDiedError: The actor died"), (RuntimeError("no"), "RuntimeError: no")]
+    ("error", "said"),
+    [
+        (ActorDiedError(), "ActorDiedError: The actor died"),
+        (RuntimeError("no"), "RuntimeError: no"),
+        (TimeoutError("HTTP proxies not available after 60s."), "TimeoutError: HTTP proxies not available"),
+    ],
 )
 def test_a_serve_that_cannot_be_started_is_said_to_be_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RayError | RuntimeError, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RayError | RuntimeError | TimeoutError, said: str
 ) -> None:
     """On a starved machine `up` said `up failed (ActorDiedError)`, and neither of whom nor what to do."""
 
