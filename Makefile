@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 SECONDS ?=
 RUNS ?= 2000
 PYTEST := $(BIN)/python -m pytest
-# Most of these tests wait for something: three workers, a file each, the long ones (system tests) first.
-SPREAD := -n 3 --dist loadfile --no-loadscope-reorder
+# Most of these tests wait for something: two workers, a file each, the long ones (system tests) first.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit integration chaos fuzz lint bench soak clean

@@ -16,8 +16,11 @@ from k2ray.errors import DiskFull, TryAgain
 from k2ray.lake.compaction_commit import GaveWay
 from k2ray.lake.upkeep import TableUpkeep, UpkeepReport
 
-NICENESS = 10
-"""Compaction takes seconds of CPU every hour; feeds, writers and queries on the same cores go first."""
+NICENESS = 4
+"""Compaction takes seconds of CPU every hour; feeds, writers and queries on the same cores go first.
+
+Not nicer: starved while it holds the interpreter's lock, it would leave the actor without an answer to the supervisor.
+"""
 
 
 class UpkeepActor(Child):
