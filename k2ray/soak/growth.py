@@ -3,6 +3,9 @@
 The interval is the slope's 95 % confidence interval by ordinary least squares. Samples of memory hang together from one
 minute to the next, so they count for fewer: n (1 - r) / (1 + r) with r the residuals' lag-1 autocorrelation. A short or
 noisy run therefore gets a wide interval, and the verdict says "not proven" instead of something nice.
+
+An allocator takes memory in steps, and one step in an hour looks like a steep line. A leak grows in either half of the
+time; growth that only one half shows is neither proven nor excluded.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class Growth:
         low, high: Its confidence interval; infinite where there are too few samples.
         samples: How many there were; `effective`: for how many independent ones they count.
         span_s: From the first to the last.
+        least_half: The smaller of the slopes of the first and the second half of the time.
     """
 
     mb_per_day: float
@@ -37,6 +41,7 @@ class Growth:
     samples: int
     effective: float
     span_s: float
+    least_half: float = math.nan
 
     @property
     def known(self) -> bool:
@@ -55,18 +60,26 @@ def project(points: Sequence[tuple[float, float]]) -> Growth:
     span = float(at[-1] - at[0])
     offset = at - at.mean()
     spread = float((offset**2).sum())
-    slope = float((offset * (size - size.mean())).sum() / spread)
+    slope = _slope(at, size)
+    least_half = min(_slope(at[part], size[part]) for part in (at <= at.mean(), at > at.mean())) * DAY_S / MB
     residuals = size - size.mean() - slope * offset
     effective = _effective(residuals)
     freedom = effective - 2
     per_day = slope * DAY_S / MB
     if freedom < 3:
-        return Growth(per_day, -math.inf, math.inf, count, effective, span)
+        return Growth(per_day, -math.inf, math.inf, count, effective, span, least_half)
     # The residuals' variance over fewer independent samples, and the spread that so many of them have.
     variance = float((residuals**2).sum()) / count * effective / freedom
     error = math.sqrt(variance / (spread * effective / count)) * DAY_S / MB
     reach = student_quantile(0.5 + CONFIDENCE / 2, freedom) * error
-    return Growth(per_day, per_day - reach, per_day + reach, count, effective, span)
+    return Growth(per_day, per_day - reach, per_day + reach, count, effective, span, least_half)
+
+
+def _slope(at: np.ndarray, size: np.ndarray) -> float:
+    if len(at) < 2:
+        return 0.0
+    offset = at - at.mean()
+    return float((offset * (size - size.mean())).sum() / (offset**2).sum())
 
 
 def _effective(residuals: np.ndarray) -> float:

@@ -36,6 +36,13 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         assert hits / 200 >= least, f"noise that stays by {keep}"
 
 
+def test_a_step_is_no_leak_and_a_leak_grows_in_either_half() -> None:
+    step = [(at, size + (28 * MB if at > 1900 else 0)) for at, size in minutes(50, 0.0, noise_mb=3.0, seed=2)]
+    assert project(step).low > 50
+    assert project(step).least_half < 50
+    assert project(minutes(50, 600.0, noise_mb=1.0)).least_half > 50
+
+
 def test_noise_that_stays_makes_the_interval_wider() -> None:
     fresh, staying = project(minutes(200, 0, 1.0)), project(minutes(200, 0, 1.0, keep=0.9))
     assert staying.effective < fresh.effective / 4
