@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -182,7 +183,9 @@ def test_a_ray_that_was_started_first_is_joined_and_left_running(tmp_path: Path,
             start_sim(tmp_path / "sim", rate=200) as sim,
             a_system(tmp_path / "system", sim, free_port(), environment, ray={"address": "auto"}) as system,
             system.popen("up", "--foreground") as process,
+            contextlib.ExitStack() as stack,
         ):
+            stack.callback(process.terminate)  # a failure below must not wait for it for ever
             eventually(lambda: process.poll() is not None or is_up(system), "it is up", timeout_s=180)
             assert process.poll() is None, process.communicate()
             eventually(lambda: rows(system), "trades are in the answers")
@@ -207,4 +210,4 @@ def test_a_ray_that_was_started_first_is_joined_and_left_running(tmp_path: Path,
 
 def records_nothing(system: System) -> bool:
     feed = next(actor for actor in system.status()["actors"] if actor["role"] == "feed")
-    return not feed["rate"]
+    return bool(feed["rate"] < 1)  # it falls off smoothly
