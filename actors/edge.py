@@ -32,7 +32,7 @@ from actors.child import pid_space
 from actors.lives import Fault
 from actors.names import SUPERVISOR, ActorName
 from actors.placement import preferred_node
-from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable
+from k2ray.errors import ActorNotMade, BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable
 
 HEALTH_GROUP = "health"
 """Health questions have their own threads: in the loop of an overloaded feed they took 0.8 s instead of 11 ms."""
@@ -134,6 +134,7 @@ def ask(handle: Any, method: str, *arguments: Any, timeout_s: float, **named: An
     """Call a method and wait for the answer, for scripts and threads.
 
     Raises:
+        ActorNotMade: Its constructor raised.
         SupervisorUnavailable: No answer in time, or the actor died.
         K2rayError: What the method raised, if it is one of ours.
     """
@@ -147,6 +148,8 @@ def ask(handle: Any, method: str, *arguments: Any, timeout_s: float, **named: An
     except GetTimeoutError:
         raise SupervisorUnavailable(f"no answer to {method}() within {timeout_s:g} s") from None
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise ActorNotMade(f"it cannot be made: {last_line(error)}") from error
         raise SupervisorUnavailable(f"died before it answered {method}(): {first_line(error)}") from error
 
 
@@ -193,6 +196,12 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text that says something: of a traceback, what was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def kill(name: str, namespace: str, pid: int | None, node: str | None) -> None:

@@ -14,8 +14,11 @@ from actors.supervisor import system_status
 from k2ray.errors import K2rayError, SupervisorUnavailable
 from k2ray.layout import DataDir
 
-PATIENCE_S = 20.0
-"""From the old one's end to the new one's first answer: 3 s here, a multiple on a busy machine."""
+PATIENCE_S = 30.0
+"""From the old one's end to the new one's first answer: 3 s here, a multiple on a busy machine.
+
+One that cannot be made is tried twice before the old one is brought back.
+"""
 PAUSE_S = 0.1
 
 

@@ -233,7 +233,6 @@ class Reconciler:
     # --- the rules
 
     def _note_listed(self, names: frozenset[ActorName], now_s: float) -> None:
-        self._listed = True
         self._gone &= names
         for name in sorted(names - self._gone):
             child = self._children.setdefault(name.logical, Child(name.logical, wanted=False))
@@ -243,6 +242,9 @@ class Reconciler:
                 life.release = self._known.releases.get(name, child.release)
                 life.pid = self._known.pids.get(name)
                 child.lives[name.generation] = life
+        if not self._listed:
+            self._replacing += [child for child in self._children.values() if replacement.resume(child)]
+        self._listed = True
 
     def _note_answer(self, name: ActorName, health: Mapping[str, Any], now_s: float) -> None:
         life = self._life(name)

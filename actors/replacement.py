@@ -7,6 +7,7 @@ in the middle of one):
    older ones for as long as it asks for (`overlap_s`: a feed's two connections may be some messages apart). Older ones
    are drained; while the child is held (a deployment changes a group over as one), both work on;
 2. one that does not prove itself within the start timeout, or dies, is given up: the old one works on, undisturbed;
+   of one that was only planned when a supervisor was killed, the next one makes another;
 3. if the old one dies meanwhile, the new one is all there is and is treated like any other.
 
 Next in the flow: `actors/reconciler.py`, which calls this for each child.
@@ -50,6 +51,19 @@ def begin(child: Child, reason: str, detail: str, release: str | None) -> bool:
         child.start_at_s = 0.0
         return False
     child.replacement = Replacement(child.generation + 1, reason, detail, wanted)
+    return True
+
+
+def resume(child: Child) -> bool:
+    """Begin again what an earlier supervisor had begun; returns whether a new generation is to be started now.
+
+    It may have been killed after it wrote the plan down and before the actor was made. Whether that is so, or the new
+    generation died while nobody looked, cannot be told apart; a second try of what cannot work ends as the first did.
+    """
+    plan = child.replacement
+    if plan is None or not plan.under_way or plan.generation in child.lives or child.current is None:
+        return False
+    child.replacement = dataclasses.replace(plan, generation=child.generation + 1)
     return True
 
 

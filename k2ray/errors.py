@@ -76,6 +76,10 @@ class SupervisorUnavailable(TryAgain):
     """An actor, usually the supervisor, does not live or does not answer in time."""
 
 
+class ActorNotMade(SupervisorUnavailable):
+    """The actor's constructor raised; the message says what. Once more may help, a third time will not."""
+
+
 class RayUnavailable(TryAgain):
     """No Ray cluster answers, or it refuses our token; the message says which."""
 

@@ -29,13 +29,15 @@ from actors.wanted import Release, Wanted, read_wanted, write_wanted
 from k2ray.cli.console import Step, complain, step
 from k2ray.cli.serving import update_serving
 from k2ray.cli.system import System
-from k2ray.errors import BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable, TryAgain
+from k2ray.errors import ActorNotMade, BadInput, K2rayError, OperatorNeeded, SupervisorUnavailable, TryAgain
 from k2ray.settings import Supervision
 
 ANSWER_TIMEOUT_S = 10.0
 PAUSE_S = 0.1
 SUPERVISOR_TIMEOUT_S = 60.0
 """A supervisor answers 2 s after its start here; a machine that does much else takes a multiple."""
+SUPERVISOR_TRIES = 2
+"""A supervisor whose constructor raised so often is not made again: nobody supervises meanwhile."""
 ADOPTION_TIMEOUT_S = 20.0
 """A second and a half here: the living are listed once a second and asked how they are."""
 MARGIN_S = 30.0
@@ -225,10 +227,16 @@ class Rollout:
             runs={**dict.fromkeys(wanted.actors, wanted.release), **wanted.runs},
         )
         started: list[int] = []
+        failures: list[str] = []
 
         def is_back() -> Verdict:
             edge.start_supervisor(namespace, str(self._layout.root), base.code)  # found if it lives, else made
-            supervisor = system_status(namespace, ANSWER_TIMEOUT_S)["actors"][0]
+            try:
+                supervisor = system_status(namespace, ANSWER_TIMEOUT_S)["actors"][0]
+            except ActorNotMade as error:
+                failures.append(str(error))
+                outcome = Outcome.FAILED if len(failures) == SUPERVISOR_TRIES else Outcome.WAITING
+                return Verdict(outcome, f"the supervisor: {error}")
             code = supervisor["detail"]["code"]
             if code != target.digest:
                 return Verdict(Outcome.FAILED, f"the supervisor's code is of release {code}, not of {target.digest}")

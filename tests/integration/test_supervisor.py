@@ -14,7 +14,7 @@ import pytest
 from actors import edge
 from actors.names import SUPERVISOR
 from actors.supervisor import system_status
-from k2ray.errors import SupervisorUnavailable
+from k2ray.errors import ActorNotMade, SupervisorUnavailable
 from tests.support.dummies import DUMMY
 from tests.support.dummy_system import DummySystem, dummy_system
 from tests.support.eventually import eventually
@@ -109,6 +109,16 @@ def test_a_crash_loop_is_failed_and_up_brings_it_back(system: DummySystem) -> No
     system.tell("feed:binance:0", "")
     system.up("feed:binance:0", "writer:trades")
     eventually(lambda: system.actor("feed:binance:0").get("state") == "running", "a new epoch brings it back")
+
+
+def test_a_supervisor_that_cannot_be_made_says_why(ray: SmallCluster, tmp_path: Path) -> None:
+    """A deployment that has made it twice goes back at once: nobody supervises meanwhile."""
+    (tmp_path / "file").touch()
+    namespace = f"unmade-{os.getpid()}"
+    unmade = edge.start_supervisor(namespace, str(tmp_path / "file"))
+    with pytest.raises(ActorNotMade, match=r"cannot be made: (NotADirectory|FileExists)Error.*file"):
+        edge.ask(unmade, "status", timeout_s=60)
+    edge.kill(SUPERVISOR, namespace, None, None)
 
 
 def test_an_operators_question_is_failed_at_once(system: DummySystem) -> None:

@@ -185,18 +185,26 @@ def test_a_supervisor_killed_during_a_replacement_is_followed_by_one_that_ends_i
     assert child(world).restarts == 0
 
 
-def test_a_supervisor_killed_before_the_new_generation_lived_gives_it_up() -> None:
+@pytest.mark.parametrize("written_down", ["planned", "started"])
+def test_a_supervisor_killed_before_the_new_generation_lived_is_followed_by_one_that_makes_it(
+    written_down: str,
+) -> None:
+    """Found by killing it amid a deployment, which was rolled back for that alone."""
     world = running()
-    world.reconciler.replace(FEED, "operator", world.now_s)
+    world.reconciler.replace(FEED, "deploy", world.now_s, release="r2")
+    if written_down == "started":
+        world.reconciler.decide(world.now_s)
     memory = world.reconciler.remember()
-    world.reconciler.decide(world.now_s)
-    lost = Reconciler(world.policy, world.chance)
-    lost.recall(memory)
-    lost.want([FEED, "writer:trades"], 1)
-    world.reconciler = lost
+    heir = Reconciler(world.policy, world.chance)
+    heir.recall(memory)
+    heir.want([FEED, "writer:trades"], 1)
+    world.reconciler = heir
     world.steps(10)
-    assert plan(world).outcome == "failed"
-    assert world.names(FEED) == [OLD]
+    made = NEW if written_down == "planned" else ActorName(FEED, 3)
+    assert (plan(world).outcome, plan(world).generation) == ("done", made.generation)
+    assert world.names(FEED) == [made]
+    assert child(world).release == "r2"
+    assert child(world).restarts == 0
 
 
 def test_stopping_during_a_replacement_drains_both() -> None:
