@@ -57,6 +57,7 @@ SUPERVISION = {
     "health_timeout_s": 20,
     "start_timeout_s": 180,
     "drain_timeout_s": 30,
+    "replace_pause_s": 1,
 } | CRASHES
 
 
