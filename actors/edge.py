@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    ActorUnschedulableError,
     GetTimeoutError,
     OutOfMemoryError,
     RayActorError,
@@ -89,8 +90,9 @@ def start_child(
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     node = preferred_node(name, [item["NodeID"] for item in nodes if item["Alive"]], apart_from)
     if node is not None:
-        # Soft: a node that dies meanwhile leaves any other.
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        # Not soft: for actors without CPUs Ray 2.60 puts a soft wish on any node. If this one is lost meanwhile, the
+        # actor ends (`why_ended`), and the next generation has another.
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
     return remote.options(**options).remote(str(name), settings_json)
 
 
@@ -182,6 +184,8 @@ def why_ended(error: BaseException) -> tuple[str, Fault]:
         return f"{type(cause).__name__}: {first_line(cause)}", fault
     if isinstance(error, OutOfMemoryError):
         return "killed by Ray: the node ran out of memory", Fault.NODE
+    if isinstance(error, ActorUnschedulableError):
+        return "it could not be placed: its node was lost before it was made", Fault.NODE
     if isinstance(error, ActorDiedError | ActorUnavailableError):
         return f"its process died ({_exit_detail(error)})", Fault.CRASH
     return f"{type(error).__name__}: {first_line(error)}", Fault.CRASH

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from actors import edge
-from actors.names import SUPERVISOR
+from actors.lives import Fault
+from actors.names import SUPERVISOR, ActorName
 from actors.supervisor import system_status
 from k2ray.errors import ActorNotMade, SupervisorUnavailable
 from tests.support.dummies import DUMMY
@@ -119,6 +120,17 @@ def test_a_supervisor_that_cannot_be_made_says_why(ray: SmallCluster, tmp_path: 
     with pytest.raises(ActorNotMade, match=r"cannot be made: (NotADirectory|FileExists)Error.*file"):
         edge.ask(unmade, "status", timeout_s=60)
     edge.kill(SUPERVISOR, namespace, None, None)
+
+
+def test_an_actor_whose_node_is_lost_before_it_is_made_is_no_crash(
+    ray: SmallCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "preferred_node", lambda *_: "ab" * 28)
+    namespace = f"unplaced-{os.getpid()}"
+    unplaced = edge.start_child(ActorName("feed:binance:0", 1), DUMMY, ray.settings(tmp_path).to_json(), namespace)
+    with pytest.raises(edge.RAY_ERRORS) as caught:
+        edge.ask(unplaced, "health", timeout_s=60)
+    assert edge.why_ended(caught.value) == ("it could not be placed: its node was lost before it was made", Fault.NODE)
 
 
 def test_an_operators_question_is_failed_at_once(system: DummySystem) -> None:
