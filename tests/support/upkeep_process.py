@@ -35,8 +35,11 @@ def start_upkeep(
 def main(task: dict[str, str | int]) -> None:
     settings = Settings.from_json(str(task["settings"]))
 
+    stopped: list[str] = []
+
     def fault(reached: str) -> None:
-        if reached == task["point"]:
+        if reached == task["point"] and not stopped:  # once: whoever wakes meets the point again when it retries
+            stopped.append(reached)
             os.kill(os.getpid(), signal.SIGKILL if task["signal"] == "KILL" else signal.SIGSTOP)
 
     clock = ManualClock(now_us=int(task["now_us"]))
