@@ -118,7 +118,10 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterator[Stage]:
-    """Bring a system up; at the end, what the exchange sent is what the tables hold."""
+    """Bring a system up; at the end, what the exchange sent is what the tables hold.
+
+    The first test adds a symbol. Without it, that symbol is rightly found missing at the end.
+    """
     folder = tmp_path_factory.mktemp("deploy")
     (folder / "sim").mkdir()
     first = copy_code(folder / "first", "first")
