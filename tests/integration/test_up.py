@@ -62,10 +62,14 @@ def test_up_records_and_answers_and_down_leaves_nothing(tmp_path: Path, free_por
         assert feed["rss_bytes"] < 250_000_000
         assert psutil.Process(feed["pid"]).nice() == psutil.Process().nice(), "it waits for nobody else's work"
 
+        pids = {actor["name"]: actor["pid"] for actor in status["actors"]}
+        few = {name for name, pid in pids.items() if psutil.Process(pid).environ().get("MALLOC_ARENA_MAX") == "2"}
+        fast = {"feed:binance:0#1", "writer:trades#1", "writer:quotes#1"}
+        assert few == names - fast, "who has many threads and little to do must not grow by their arenas"
+
         again = system.run("up")
         assert again.status == 0, again.err
         assert "runs" in again.out
-        pids = {actor["name"]: actor["pid"] for actor in status["actors"]}
         assert {actor["name"]: actor["pid"] for actor in system.status()["actors"]} == pids, "nobody was disturbed"
 
         env = system.run("env")
