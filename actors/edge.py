@@ -40,7 +40,7 @@ HEALTH_GROUP = "health"
 
 _FEW_ARENAS = {SUPERVISOR, "serializer", "backfill", "upkeep"}
 """Whose processes have two of glibc's arenas: with one for each of its many threads a supervisor's memory grew by 16 MB
-over 25,000 health questions, an hour's, and by 1 MB so. Feeds and writers allocate from several threads at once, fast."""
+over 25,000 health questions, an hour's, and by 1 MB so. Feeds and writers allocate much, and keep what they have."""
 
 _KEPT = {"lifetime": "detached", "num_cpus": 0, "max_task_retries": 0, "max_concurrency": 100}
 
